@@ -1,0 +1,15 @@
+/* Connection settings on the command line: every field of the schema is an option of its own. Used
+ * by parse.c only. */
+#ifndef CMD_SETTINGS_H
+#define CMD_SETTINGS_H
+
+#include <stdbool.h>
+
+bool settings_is_option(const char *name);
+bool settings_is_flag(const char *name); /* may stand without a value */
+/* Remembers it; a message (owned) when it cannot be taken. */
+char *settings_option(const char *name, const char *value);
+void settings_add_names(const char ***names, int *n);
+void settings_print_names(void);
+
+#endif

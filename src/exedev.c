@@ -1,0 +1,46 @@
+/* exedev: a table of subcommands, each a file in src/cmd. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/alloc.h"
+#include "base/cleanup.h"
+#include "cmd/cmd.h"
+
+CMD(help);
+CMD(version);
+
+const struct cmd commands[] = {
+    {"help", "Help", "explain a subcommand, or the settings", cmd_help},
+    {"version", "Help", "print the version", cmd_version},
+    {0},
+};
+
+static int unknown(const char *word)
+{
+    const char *names[64] = {0};
+
+    for (size_t i = 0; commands[i].name && i < 63; i++)
+        names[i] = commands[i].name;
+    const char *near = cmd_nearest(word, names);
+    fprintf(stderr, "exedev: there is no subcommand '%s'%s%s%s\nTry `exedev help`.\n", word,
+            near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+    return EXIT_USAGE;
+}
+
+int main(int argc, char **argv)
+{
+    /* Secrets live in this process: no core dump of it, whatever the user's limit. */
+    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of write, told where it happens */
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+        return cmd_help(1, (char *[]){"help", NULL}) | (argc < 2 ? EXIT_USAGE : 0);
+    if (strcmp(argv[1], "--version") == 0)
+        return cmd_version(1, (char *[]){"version", NULL});
+    for (const struct cmd *c = commands; c->name; c++) {
+        if (strcmp(c->name, argv[1]) == 0)
+            return c->run(argc - 1, argv + 1);
+    }
+    return unknown(argv[1]);
+}
