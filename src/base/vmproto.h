@@ -20,6 +20,7 @@
 #define VM_MAX_SPOOL (256u << 20)
 #define VM_MAX_CHATTER 65536u  /* kept of what comes before HELLO */
 #define VM_LINGER_MS 100
+#define VM_MAX_KEY 64          /* of a durable session */
 #define VM_EXIT_PROTOCOL 76    /* EX_PROTOCOL of sysexits.h */
 
 enum vm_type {
@@ -69,6 +70,9 @@ enum { VM_OPEN_LAST = 0, VM_OPEN_MORE = 1 };
 
 /* EXIT's flags. */
 enum { VM_EXIT_KILLED = 1 << 0, VM_EXIT_CONFIRMED = 1 << 1, VM_EXIT_TIMEOUT = 1 << 2 };
+
+/* FAIL's code: an errno, and this bit where the cwd is what could not be entered. */
+enum { VM_FAIL_CWD = 1 << 16 };
 
 /* KILL's scope. */
 enum { VM_KILL_TREE = 0, VM_KILL_FOREGROUND = 1, VM_KILL_NOW = 2 };
