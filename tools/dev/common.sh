@@ -27,3 +27,53 @@ need_build() {
         libc6-dev-arm64-cross libjansson-dev libssl-dev libnghttp2-dev zlib1g-dev \
         libmicrohttpd-dev libcmocka-dev openssh-client openssh-server bubblewrap
 }
+
+# need_node: a Node of 22.15 or later on PATH (the worker's shim replaces itself from there on); what
+# is too old is used to fetch npm's own `node` package into the user's cache.
+need_node() {
+    local want='const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 22 || (a == 22 && b >= 15) ? 0 : 1)'
+    local cache=${XDG_CACHE_HOME:-${HOME:-$DEV_ROOT/build-deps}/.cache}/exedev-build/node-24
+    if command -v node >/dev/null && node -e "$want"; then
+        command -v npm >/dev/null || need npm
+        return 0
+    fi
+    if [ ! -x "$cache/node_modules/node/bin/node" ]; then
+        command -v npm >/dev/null || need nodejs npm
+        say "fetching Node 24 from npm, once for this machine"
+        mkdir -p "$cache"
+        (cd "$cache" && npm install --no-audit --no-fund --no-save --prefix "$cache" node@24 >/dev/null 2>&1) ||
+            die "npm could not install node@24"
+        # Where install scripts are held back the package's own step has not put the binary in place.
+        [ -x "$cache/node_modules/node/bin/node" ] ||
+            (cd "$cache/node_modules/node" && node installArchSpecificPackage.js >/dev/null 2>&1) || true
+        if [ ! -x "$cache/node_modules/node/bin/node" ]; then
+            local arch
+            arch=$(node -p 'process.arch')
+            (cd "$cache" && npm install --no-audit --no-fund --no-save --prefix "$cache" "node-linux-$arch@24" >/dev/null 2>&1)
+            mkdir -p "$cache/node_modules/node/bin"
+            ln -sf "../../node-linux-$arch/bin/node" "$cache/node_modules/node/bin/node"
+        fi
+        "$cache/node_modules/node/bin/node" -e "$want" || die "npm's node@24 does not run here"
+    fi
+    export PATH="$cache/node_modules/node/bin:$PATH"
+}
+
+# The JavaScript that the tests use, by the lock file in tests/e2e.
+need_node_modules() {
+    need_node
+    local dir=tests/e2e
+    if ! cmp -s $dir/package-lock.json $dir/node_modules/.installed-lock 2>/dev/null; then
+        say "npm: what the end-to-end tests use"
+        (cd $dir && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error) || die "npm ci failed in $dir"
+        cp $dir/package-lock.json $dir/node_modules/.installed-lock
+    fi
+}
+
+# step NAME COMMAND...: runs it, says how long it took; the first failure ends all.
+step() {
+    local name=$1 start=$SECONDS
+    shift
+    say "$name"
+    "$@" || die "$name failed"
+    printf '   (%s: %d s)\n' "$name" $((SECONDS - start))
+}

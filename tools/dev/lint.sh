@@ -1,0 +1,24 @@
+# ./dev lint; test.sh sources it too.
+lint() {
+    need clang-format clang-tidy cppcheck shellcheck mandoc
+    local c h
+    mapfile -t c < <(git ls-files '*.c')
+    mapfile -t h < <(git ls-files '*.h')
+    say "clang-format"
+    clang-format --dry-run -Werror "${c[@]}" "${h[@]}"
+    say "cppcheck"
+    cppcheck --quiet --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 -j2 -Isrc \
+        --suppress=missingIncludeSystem --suppress=unknownMacro --suppress=internalAstError \
+        $(git ls-files 'src/*.c')
+    say "clang-tidy"
+    printf '%s\n' $(git ls-files 'src/*.c' | grep -v '^src/vm/') |
+        xargs -P2 -n8 clang-tidy --quiet -p build 2>/dev/null
+    say "shell scripts"
+    shellcheck -x -S warning dev .ci/run tools/dev/*.sh
+    say "scripts in JavaScript"
+    for f in $(git ls-files '*.mjs' '*.js'); do node --check "$f"; done
+    say "manual pages"
+    if [ -d build/man ]; then mandoc -T lint -W warning build/man/*.1; fi
+}
+
+[ "${cmd:-}" = lint ] && { source tools/dev/build.sh; lint; } || true
