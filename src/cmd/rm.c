@@ -1,5 +1,6 @@
 /* exedev rm NAME...: delete VMs. */
 #include <stdio.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "base/text.h"

@@ -25,7 +25,7 @@ need() {
 need_build() {
     need gcc libc6-dev make meson ninja-build pkg-config musl-tools gcc-aarch64-linux-gnu \
         libc6-dev-arm64-cross libjansson-dev libssl-dev libnghttp2-dev zlib1g-dev \
-        libmicrohttpd-dev libcmocka-dev openssh-client openssh-server bubblewrap
+        libmicrohttpd-dev libcmocka-dev go-md2man python3 openssh-client openssh-server bubblewrap
 }
 
 # need_node: a Node of 22.15 or later on PATH (the worker's shim replaces itself from there on); what
