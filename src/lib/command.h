@@ -5,14 +5,16 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "lib/link.h"
 
 /* Live output, valid UTF-8 made whole across reads when `text` is set, else raw bytes. channel 1 or
  * 2. Returning false cancels the command (ERR_CANCELLED). */
 typedef bool command_output_fn(int channel, const char *data, size_t len, void *arg);
-/* More stdin: up to max bytes into buf; 0: end. Called on a thread of command_run's. */
-typedef ssize_t command_input_fn(char *buf, size_t max, void *arg);
+/* More stdin: up to max bytes into buf; 0: end. Called on a thread of command_run's, which ends before
+ * command_run returns: one that waits must also wait for `stop`, which fires when no more is needed. */
+typedef ssize_t command_input_fn(char *buf, size_t max, struct cancel *stop, void *arg);
 
 struct command_spec {
     const char *const *argv;
@@ -22,14 +24,15 @@ struct command_spec {
     bool source_nvm;
     bool durable;
     bool text;                   /* output is made valid UTF-8 (bad bytes: U+FFFD) */
-    int64_t timeout_ms;          /* 0: never */
+    int64_t timeout_ms;          /* 0: never. Connecting counts */
+    uint32_t credit;             /* bytes in flight per channel at first; 0: 256 KiB. Grows while the caller keeps up */
     const char *stdin_data;      /* fed and closed; or: */
     size_t stdin_len;
     command_input_fn *input;     /* streamed */
     command_output_fn *output;   /* NULL: none */
     void *arg;                   /* of both callbacks */
     bool collect;                /* keep output in the result */
-    size_t cap;                  /* per channel, in JSON-escaped characters; 0: 64 Mi. Cut at the end, with a mark */
+    size_t cap;                  /* per channel, in JSON-escaped characters (bytes, unless text); 0: just under 64 Mi, so that two fit a line of 128 Mi. Cut at the end, with a mark; the live output stops there too */
 };
 
 struct command_result {

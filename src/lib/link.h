@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "base/buf.h"
 #include "base/deadline.h"
@@ -96,6 +97,7 @@ enum stream_event {
     STREAM_FAILED, /* the last one: the helper could not start it (fail_code is an errno) */
     STREAM_BROKEN, /* the last one: the link broke and the command is not durable */
     STREAM_RESUMED,/* a durable stream goes on after a reconnect */
+    STREAM_WRITABLE,/* stream_write_some took less than it was given: now there is room again */
 };
 
 struct stream_chunk {
@@ -122,7 +124,7 @@ void stream_consumed(struct stream *s, int channel, size_t n);
  * (ERR_NETWORK when the link broke): a writer just stops then. Another thread than the reader's may write. */
 bool stream_write(struct stream *s, const void *p, size_t n, struct deadline d, struct cancel *cancel,
                   struct error *err);
-/* As much as credit allows right now; 0 when none. -1 as stream_write's false. */
+/* As much as credit allows right now; 0 when none: STREAM_WRITABLE follows. -1 as stream_write's false. */
 ssize_t stream_write_some(struct stream *s, const void *p, size_t n);
 void stream_write_eof(struct stream *s);
 /* scope as PROTOCOL.vm KILL; the end still comes as STREAM_EXIT. */
