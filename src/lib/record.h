@@ -12,7 +12,8 @@
 struct record {
     char *vm_name;        /* never NULL in a good record, a legal VM name */
     char *ssh_host;       /* never NULL: the host to dial, checked (text_is_host) */
-    char *ssh_user;       /* the user name the routing needs; NULL: none named */
+    char *ssh_user;       /* whom the server says to log in as: its ssh_user, else what stands before
+                             the last '@' of ssh_dest; wins over the configured user. NULL: none */
     char *ssh_dest;       /* as the server wrote it, else the host; never NULL */
     char *https_url;      /* NULL: not told */
     char *status;         /* "running"; NULL: not told */
@@ -20,6 +21,7 @@ struct record {
     char *region_display;
     json_t *tags;         /* array of strings; NULL: the server lists none (not: the VM has none) */
     char *comment;        /* NULL: not listed */
+    bool unsafe;          /* only in lists: its address must not be used (ssh_host is then empty) */
 };
 
 void record_clear(struct record *r);

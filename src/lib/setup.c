@@ -1,0 +1,43 @@
+#include "lib/setup.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+
+/* Runs as the login user at first boot, with passwordless sudo where the image has it. It must hold no
+ * backslash-n: exe.dev turns that into a newline. `state` is written last and whole, so that a reader never
+ * sees half of it. */
+static const char builtin[] =
+    "#!/bin/sh\n"
+    "d=" SETUP_DIR "\n"
+    "umask 022\n"
+    "mkdir -p $d\n"
+    "put() { echo \"$1\" >$d/state.new && mv $d/state.new $d/state; }\n"
+    "put running\n"
+    "good() { node -e 'const [a, b] = process.versions.node.split(\".\").map(Number);\n"
+    "  process.exit(a > %lld || (a == %lld && b >= %d) ? 0 : 1)' 2>/dev/null; }\n"
+    "as_root() { if [ \"$(id -u)\" = 0 ]; then \"$@\"; else sudo -n \"$@\"; fi; }\n"
+    "install_node() {\n"
+    "  export DEBIAN_FRONTEND=noninteractive\n"
+    "  command -v apt-get >/dev/null || { echo 'no apt-get: this image cannot get Node.js from NodeSource'; "
+    "return 1; }\n"
+    "  command -v curl >/dev/null || { as_root apt-get -q update && as_root apt-get -q install -y curl "
+    "ca-certificates; } || return 1\n"
+    "  curl -fsSL --retry 3 -o $d/nodesource.sh https://deb.nodesource.com/setup_%lld.x || return 1\n"
+    "  as_root env DEBIAN_FRONTEND=noninteractive bash $d/nodesource.sh &&\n"
+    "    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y nodejs && good\n"
+    "}\n"
+    "if good; then echo \"node $(node --version) is here already\" >$d/log\n"
+    "else install_node >$d/log 2>&1; fi\n"
+    "put \"done $?\"\n";
+
+char *setup_script(const struct config *c)
+{
+    if (c->setup_script && !strcmp(c->setup_script, "none"))
+        return NULL;
+    if (c->setup_script)
+        return xstrdup(c->setup_script);
+    long long major = c->node_major;
+    /* Paperclip needs 24.11 of the 24 series. */
+    return xasprintf(builtin, major, major, major == 24 ? 11 : 0, major);
+}
