@@ -187,6 +187,7 @@ static bool pass_output(struct remote *r, const struct remote_spec *spec, int *s
         case STREAM_STARTED:
         case STREAM_EOF:
         case STREAM_RESUMED:
+        case STREAM_WRITABLE:
             break;
         }
     }

@@ -117,6 +117,8 @@ static void plain_options(struct words *w, const struct link *l)
         "ConnectionAttempts=1", "TCPKeepAlive=yes", "CheckHostIP=no", "ControlMaster=no",
         "ControlPath=none", "EscapeChar=none", "PermitLocalCommand=no", "ClearAllForwardings=yes",
         "ForwardAgent=no", "ForwardX11=no", "LogLevel=INFO", "Compression=no",
+        /* With AES in the processor twice as fast as OpenSSH's first choice, which stays in the list. */
+        "Ciphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com",
     };
 
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {

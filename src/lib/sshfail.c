@@ -35,7 +35,10 @@ static char *line_with(const char *text, const char *what)
     const char *from = at;
     while (from > text && from[-1] != '\n')
         from--;
-    text_visible(&b, from, strcspn(from, "\r\n"), 300);
+    size_t n = strcspn(from, "\r\n");
+    while (n && from[n - 1] == '.')
+        n--;
+    text_visible(&b, from, n, 300);
     return buf_steal(&b);
 }
 
