@@ -1,0 +1,18 @@
+/* Built-ins: programs of our own that run as a process of their own. */
+#include <stddef.h>
+#include <string.h>
+
+#include "vm/vm.h"
+
+static const struct builtin builtins[] = {
+    {"timer", timer_main},
+};
+
+const struct builtin *builtin_find(const char *name)
+{
+    for (size_t i = 0; i < sizeof builtins / sizeof *builtins; i++) {
+        if (!strcmp(builtins[i].name, name))
+            return &builtins[i];
+    }
+    return NULL;
+}
