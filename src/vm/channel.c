@@ -274,7 +274,8 @@ void stream_grant(struct session *s, struct stream *st)
 
     if (in->eof || in->owed < in->window / 2 || !s->attached)
         return;
-    if (in->q.len == in->off && in->got >= in->window && in->window < MAX_WINDOW &&
+    /* Not where a durable client counts on a grant meaning that so much was received. */
+    if (!st->out[0].spool && in->q.len == in->off && in->got >= in->window && in->window < MAX_WINDOW &&
         s->extra_windows + in->window <= EXTRA_WINDOWS && in->fd >= 0) {
         s->extra_windows += in->window;
         in->owed += in->window;
