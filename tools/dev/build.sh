@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # ./dev build [ninja arguments]; also sourced by the other commands.
 source tools/dev/deps.sh
 

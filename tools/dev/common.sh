@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by dev: steps that say what they do, and packages.
 
 say() { printf '\033[1m== %s\033[0m\n' "$*"; }
@@ -25,7 +26,7 @@ need() {
 need_build() {
     need gcc libc6-dev make meson ninja-build pkg-config musl-tools gcc-aarch64-linux-gnu \
         libc6-dev-arm64-cross libjansson-dev libssl-dev libnghttp2-dev zlib1g-dev \
-        libmicrohttpd-dev libcmocka-dev go-md2man python3 openssh-client openssh-server bubblewrap
+        libmicrohttpd-dev libcmocka-dev go-md2man python3 bc procps openssh-client openssh-server bubblewrap
 }
 
 # need_node: a Node of 22.15 or later on PATH (the worker's shim replaces itself from there on); what

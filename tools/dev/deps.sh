@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by build.sh. libcurl and libmicrohttpd as static libraries with only the parts we use, from
 # the distribution's own (signed, patched) source packages: its ready-made libcurl.a wants Kerberos,
 # LDAP and a dozen more that exist only as shared libraries, and exedev must start on a machine that

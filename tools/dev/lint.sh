@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # ./dev lint; test.sh sources it too.
 lint() {
     need clang-format clang-tidy cppcheck shellcheck mandoc

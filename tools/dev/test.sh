@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # ./dev test: what CI runs.
 source tools/dev/build.sh
 source tools/dev/lint.sh
