@@ -32,11 +32,12 @@ deps_build() { # NAME CONFIGURE-OPTION...: builds and installs into DEPS_PREFIX
     (cd "$DEPS_WORK" && deps_apt "$DEPS_WORK" source "$name" >"$DEPS_WORK/$name.log" 2>&1) ||
         { tail -5 "$DEPS_WORK/$name.log" >&2; die "could not get the source package $name"; }
     src=$(find "$DEPS_WORK" -maxdepth 1 -type d -name "$name-*" | head -1)
-    (cd "$src" && find . -name aclocal.m4 -o -name configure -o -name Makefile.in -o -name '*config.h*.in' |
-        xargs touch && # patches touch the inputs; the generated files that ship are the right ones
+    # The patches touch inputs of autoconf; the generated files that ship are the right ones.
+    find "$src" \( -name aclocal.m4 -o -name configure -o -name Makefile.in -o -name '*config.h*.in' \) -exec touch {} +
+    (cd "$src" &&
         CFLAGS="-O2 -g -fPIC -fstack-protector-strong -D_FORTIFY_SOURCE=2" ./configure \
             --prefix="$DEPS_PREFIX" --disable-shared --enable-static --with-pic "$@" &&
-        make -j"$(nproc)" -C lib 2>/dev/null || make -j"$(nproc)") >>"$DEPS_WORK/$name.log" 2>&1 ||
+        make -j"$(nproc)") >>"$DEPS_WORK/$name.log" 2>&1 ||
         { tail -20 "$DEPS_WORK/$name.log" >&2; die "could not build $name"; }
     (cd "$src" && make install >>"$DEPS_WORK/$name.log" 2>&1) ||
         { tail -20 "$DEPS_WORK/$name.log" >&2; die "could not install $name into $DEPS_PREFIX"; }

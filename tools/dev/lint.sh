@@ -2,18 +2,18 @@
 # ./dev lint; test.sh sources it too.
 lint() {
     need clang-format clang-tidy cppcheck shellcheck mandoc
-    local c h
+    local c h src
     mapfile -t c < <(git ls-files '*.c')
     mapfile -t h < <(git ls-files '*.h')
+    mapfile -t src < <(git ls-files 'src/*.c')
     say "clang-format"
     clang-format --dry-run -Werror "${c[@]}" "${h[@]}"
     say "cppcheck"
     cppcheck --quiet --std=c11 --enable=warning,portability --inline-suppr --error-exitcode=1 -j2 -Isrc \
         --suppress=missingIncludeSystem --suppress=unknownMacro --suppress=internalAstError \
-        $(git ls-files 'src/*.c')
+        "${src[@]}"
     say "clang-tidy"
-    printf '%s\n' $(git ls-files 'src/*.c' | grep -v '^src/vm/') |
-        xargs -P2 -n8 clang-tidy --quiet -p build 2>/dev/null
+    printf '%s\0' "${src[@]}" | grep -zv '^src/vm/' | xargs -0 -P2 -n8 clang-tidy --quiet -p build 2>/dev/null
     say "shell scripts"
     shellcheck -x -S warning dev .ci/run tools/dev/*.sh
     say "scripts in JavaScript"
