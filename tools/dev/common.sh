@@ -75,6 +75,11 @@ step() {
     local name=$1 start=$SECONDS
     shift
     say "$name"
-    "$@" || die "$name failed"
+    # Not `"$@" || die`: that would switch `set -e` off in all that runs below it.
+    set +e
+    (set -e; "$@")
+    local status=$?
+    set -e
+    [ "$status" = 0 ] || die "$name failed"
     printf '   (%s: %d s)\n' "$name" $((SECONDS - start))
 }

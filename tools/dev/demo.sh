@@ -11,12 +11,19 @@ demo_end() {
 trap demo_end EXIT
 
 demo_step() { # TEXT COMMAND...
-    local text=$1 start end
+    local text=$1 start
     shift
     start=$(date +%s%N)
-    "$@" || die "the demo failed at: $text"
-    end=$(date +%s%N)
-    printf '\033[32m%8.2f s\033[0m  %s\n' "$(echo "($end - $start) / 1000000000" | bc -l)" "$text"
+    set +e
+    (set -e; "$@")
+    local status=$?
+    set -e
+    [ "$status" = 0 ] || die "the demo failed at: $text"
+    demo_say "$start" "$text"
+}
+
+demo_say() { # START TEXT
+    printf '\033[32m%8.2f s\033[0m  %s\n' "$(echo "($(date +%s%N) - $1) / 1000000000" | bc -l)" "$2"
 }
 
 demo_start_lobby() {
@@ -57,7 +64,9 @@ demo_nothing_left() {
 
 exedev=$PWD/build/exedev
 say "the main job, on this project's own source"
-demo_step "start a lobby: exe.dev on this machine" demo_start_lobby
+start=$(date +%s%N)
+demo_start_lobby
+demo_say "$start" "start a lobby: exe.dev on this machine"
 demo_step "validate the settings" "$exedev" validate
 demo_step "probe: a VM is made, tried, deleted" "$exedev" probe
 demo_step "lay out this project's source" demo_source

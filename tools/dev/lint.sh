@@ -22,4 +22,7 @@ lint() {
     if [ -d build/man ]; then mandoc -T lint -W warning build/man/*.1; fi
 }
 
-[ "${cmd:-}" = lint ] && { source tools/dev/build.sh; lint; } || true
+if [ "${cmd:-}" = lint ]; then
+    source tools/dev/build.sh
+    lint
+fi
