@@ -8,10 +8,20 @@
 #include "base/cleanup.h"
 #include "cmd/cmd.h"
 
+CMD(__complete);
+CMD(completion);
+CMD(doctor);
 CMD(help);
+CMD(ls);
+CMD(rm);
 CMD(version);
 
 const struct cmd commands[] = {
+    {"ls", "VMs", "list VMs", cmd_ls},
+    {"rm", "VMs", "delete VMs", cmd_rm},
+    {"doctor", "Settings", "check this machine, the settings and the account", cmd_doctor},
+    {"completion", "Help", "print a shell's completion script", cmd_completion},
+    {"__complete", NULL, NULL, cmd___complete},
     {"help", "Help", "explain a subcommand, or the settings", cmd_help},
     {"version", "Help", "print the version", cmd_version},
     {0},
@@ -35,9 +45,9 @@ int main(int argc, char **argv)
     setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of write, told where it happens */
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
-        return cmd_help(1, (char *[]){"help", NULL}) | (argc < 2 ? EXIT_USAGE : 0);
+        return cmd_help(1, (char *[]){(char *)"help", NULL}) | (argc < 2 ? EXIT_USAGE : 0);
     if (strcmp(argv[1], "--version") == 0)
-        return cmd_version(1, (char *[]){"version", NULL});
+        return cmd_version(1, (char *[]){(char *)"version", NULL});
     for (const struct cmd *c = commands; c->name; c++) {
         if (strcmp(c->name, argv[1]) == 0)
             return c->run(argc - 1, argv + 1);

@@ -2,8 +2,10 @@
 """One manual page: the prose of man/NAME.md, with synopsis, options and examples as the program
 itself prints them, so that page and --help cannot differ.
 
-usage: gen_man.py EXEDEV man/NAME.md VERSION > NAME.1.md (for go-md2man)
+usage: gen_man.py EXEDEV man/NAME.md VERSION DATE GO-MD2MAN OUTPUT
 """
+import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -35,13 +37,11 @@ def option_list(text):
     return "".join("%s\n:   %s\n\n" % (o, escape(h)) for o, h in out)
 
 
-def main():
-    exedev, source, version = sys.argv[1:]
-    page = source.rsplit("/", 1)[1].removesuffix(".md")
+def write_page(exedev, source, page, version, date):
     with open(source, encoding="utf-8") as f:
         first, _, prose = f.read().partition("\n")
     summary = first.removeprefix("% ")
-    print('%% "%s" "1" "" "exedev %s" "exedev manual"' % (page.upper(), version))
+    print('%% "%s" "1" "%s" "exedev %s" "exedev manual"' % (page.upper(), date, version))
     print("\n# NAME\n\n%s - %s\n" % (page, summary))
     if page == "exedev":
         print(prose)
@@ -60,6 +60,19 @@ def main():
     if mark:
         print("# " + more)
     print("# SEE ALSO\n\n**exedev**(1)")
+
+
+def main():
+    exedev, source, version, date, md2man, output = sys.argv[1:]
+    page = source.rsplit("/", 1)[1].removesuffix(".md")
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        write_page(exedev, source, page, version, date)
+    roff = subprocess.run([md2man], input=text.getvalue(), check=True, capture_output=True, text=True).stdout
+    # md2man starts a paragraph after every heading, which mandoc's lint calls useless.
+    roff = re.sub(r"(?m)^(\.SH .*)\n\.PP$", r"\1", roff)
+    with open(output, "w", encoding="utf-8") as f:
+        f.write(roff)
 
 
 main()

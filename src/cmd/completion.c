@@ -105,7 +105,7 @@ int cmd___complete(int argc, char **argv)
     if (!c->name)
         return EXIT_OK;
     if (word[0] == '-')
-        return c->run(2, (char *[]){argv[1], "--help-options", NULL});
+        return c->run(2, (char *[]){argv[1], (char *)"--help-options", NULL});
     static const char *const take_vm[] = {"exec", "shell", "rm", "ls"};
     for (size_t i = 0; i < sizeof take_vm / sizeof *take_vm; i++) {
         if (strcmp(argv[1], take_vm[i]) == 0)

@@ -74,7 +74,7 @@ int cmd_help(int argc, char **argv)
     }
     for (const struct cmd *c = commands; c->name; c++) {
         if (strcmp(c->name, argv[i]) == 0)
-            return c->run(2, (char *[]){argv[i], "--help", NULL});
+            return c->run(2, (char *[]){argv[i], (char *)"--help", NULL});
     }
     return cmd_fail(EXIT_USAGE, "there is no subcommand '%s'; `exedev help` lists them", argv[i]);
 }
