@@ -1,0 +1,27 @@
+/* The system folders that a VM sees, and the calls that put them together. */
+#ifndef LOBBY_LAYERS_H
+#define LOBBY_LAYERS_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+struct layer {
+    const char *name; /* below "/"; NULL ends */
+    int depth;        /* of folders that a VM's "root" may write in */
+    bool files;       /* their files too */
+};
+extern const struct layer layers[];
+
+/* The first `slot`s of a folder's name that stand for a path, for use in up/ and wk/: "var/lib/apt"
+ * -> "var_lib_apt". Owned by the caller. */
+char *layer_slot(const char *name);
+
+/* Both are for a process with one thread, between fork and exec, and set errno. */
+/* Becomes `uid` (unless -1), then "root" of a new user and mount name space that maps only that
+ * user. */
+bool layers_unshare(uid_t uid);
+/* Paths are relative or absolute; `thin` over `system` is what shows through. */
+bool layers_overlay(const char *system, const char *thin, const char *upper, const char *work,
+                    const char *at);
+
+#endif
