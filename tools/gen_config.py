@@ -82,7 +82,7 @@ def manifest(schema, base_path, version):
             out["version"] = version
     for driver in out["environmentDrivers"]:
         driver["configSchema"] = form
-    return "export default " + json.dumps(out, indent=2, ensure_ascii=True) + ";\n"
+    return "module.exports = " + json.dumps(out, indent=2, ensure_ascii=True) + ";\n"
 
 
 def default_of(p):
