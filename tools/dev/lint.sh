@@ -15,9 +15,11 @@ lint() {
     say "clang-tidy"
     printf '%s\0' "${src[@]}" | grep -zv '^src/vm/' | xargs -0 -P2 -n8 clang-tidy --quiet -p build 2>/dev/null
     say "shell scripts"
-    shellcheck -x -S warning dev .ci/run tools/dev/*.sh
+    shellcheck -x -S warning dev .ci/run tools/*.sh tools/dev/*.sh
     say "scripts in JavaScript"
     for f in $(git ls-files '*.mjs' '*.js'); do node --check "$f"; done
+    say "docs/capabilities.md"
+    node tools/gen_capabilities.mjs --check
     say "manual pages"
     if [ -d build/man ]; then mandoc -T lint -W warning build/man/*.1; fi
 }
