@@ -11,15 +11,23 @@
 CMD(__complete);
 CMD(completion);
 CMD(doctor);
+CMD(gc);
 CMD(help);
 CMD(ls);
+CMD(probe);
 CMD(rm);
+CMD(template);
 CMD(version);
+CMD(worker);
 
 const struct cmd commands[] = {
     {"ls", "VMs", "list VMs", cmd_ls},
     {"rm", "VMs", "delete VMs", cmd_rm},
+    {"gc", "VMs", "remove VMs that were left behind", cmd_gc},
+    {"template", "VMs", "make and keep VMs that others are copied from", cmd_template},
+    {"probe", "Settings", "make a VM, enter it, delete it", cmd_probe},
     {"doctor", "Settings", "check this machine, the settings and the account", cmd_doctor},
+    {"worker", "Paperclip", "serve Paperclip's plugin contract on stdin and stdout", cmd_worker},
     {"completion", "Help", "print a shell's completion script", cmd_completion},
     {"__complete", NULL, NULL, cmd___complete},
     {"help", "Help", "explain a subcommand, or the settings", cmd_help},
