@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # ./dev package: the npm package as a .tgz in build/
 source tools/dev/build.sh
 need_node
