@@ -55,7 +55,7 @@ static char *private_label(const char *line, const char *verb)
     if (!text_starts(line, head) || !text_ends(line, "PRIVATE KEY-----"))
         return NULL;
     size_t from = strlen(head), to = strlen(line) - strlen("PRIVATE KEY-----");
-    if (to < from)
+    if (to < from || memmem(line + from, to - from, "---", 3))
         return NULL;
     cleanup_free char *label = xstrndup(line + from, to - from);
     return text_trim(label);
