@@ -121,8 +121,8 @@ static void copy_link(int at, const char *name, const char *to, uid_t uid)
         unlink(to);
 }
 
-static bool skeleton_at(int at, const char *name, const char *to, int depth, bool files, uid_t uid,
-                        struct error *err)
+static bool skeleton_at(int at, const char *name, const char *to, int depth, enum disk_what what,
+                        uid_t uid, struct error *err)
 {
     int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     struct stat st;
@@ -141,16 +141,19 @@ static bool skeleton_at(int at, const char *name, const char *to, int depth, boo
     for (struct dirent *e; (e = readdir(dir));) {
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
             continue;
+        /* /usr/share has tens of thousands of files: most are not worth a call */
+        if (e->d_type != DT_UNKNOWN && e->d_type != DT_DIR && what == DISK_FOLDERS)
+            continue;
         if (fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
             continue;
         bool folder = S_ISDIR(st.st_mode) && depth > 1;
-        if (!folder && !files)
+        if (!folder && what == DISK_FOLDERS)
             continue;
         cleanup_free char *below = xasprintf("%s/%s", to, e->d_name);
         if (folder) {
-            if (!skeleton_at(fd, e->d_name, below, depth - 1, files, uid, err))
+            if (!skeleton_at(fd, e->d_name, below, depth - 1, what, uid, err))
                 return false;
-        } else if (S_ISLNK(st.st_mode)) {
+        } else if (S_ISLNK(st.st_mode) && what == DISK_LINKS) {
             copy_link(fd, e->d_name, below, uid);
         } else if (S_ISREG(st.st_mode) && (st.st_mode & 04)) {
             copy_entry(fd, e->d_name, below, uid, st.st_mode);
@@ -159,8 +162,8 @@ static bool skeleton_at(int at, const char *name, const char *to, int depth, boo
     return true;
 }
 
-bool disk_skeleton(const char *from, const char *to, int depth, bool files, uid_t uid,
+bool disk_skeleton(const char *from, const char *to, int depth, enum disk_what what, uid_t uid,
                    struct error *err)
 {
-    return skeleton_at(AT_FDCWD, from, to, depth, files, uid, err);
+    return skeleton_at(AT_FDCWD, from, to, depth, what, uid, err);
 }

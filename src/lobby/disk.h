@@ -18,9 +18,10 @@ bool disk_copy(const char *from, const char *to, struct error *err);
 bool disk_put(const char *path, mode_t mode, uid_t uid, const void *p, size_t n, struct error *err);
 /* One folder, which may be there; owner when uid is not -1. */
 bool disk_mkdir(const char *path, mode_t mode, uid_t uid, struct error *err);
-/* `path` of `from` again as folders under `to`, at most `depth` deep; with `files`, its readable
- * regular files and its links too. What cannot be read is left out. */
-bool disk_skeleton(const char *from, const char *to, int depth, bool files, uid_t uid,
+enum disk_what { DISK_FOLDERS, DISK_FILES, DISK_LINKS };
+/* The folders of `from` again under `to`, at most `depth` deep; with DISK_FILES, the regular files
+ * that everybody may read too, with DISK_LINKS its symbolic links as well. The rest is left out. */
+bool disk_skeleton(const char *from, const char *to, int depth, enum disk_what what, uid_t uid,
                    struct error *err);
 
 #endif

@@ -33,7 +33,7 @@ static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool stopping;
-} http = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+} http = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 struct call {
     struct buf body;
@@ -414,9 +414,10 @@ static void *door(void *arg)
                 pthread_mutex_lock(&http.lock);
             }
         }
-        pthread_mutex_unlock(&http.lock);
-        deadline_sleep(DEADLINE_NEVER, 10);
-        pthread_mutex_lock(&http.lock);
+        /* while refusing: until the fault is over, which nobody tells */
+        struct timespec soon = deadline_timespec(deadline_in(http.api ? 3600000 : 20));
+        if (!http.stopping && (http.api == NULL) == fault_refusing())
+            pthread_cond_timedwait(&http.changed, &http.lock, &soon);
     }
     pthread_mutex_unlock(&http.lock);
     if (old)
@@ -427,21 +428,25 @@ static void *door(void *arg)
 /* Waits until the door is as the faults want it, so that a test can go on at once. */
 static void close_requested(void)
 {
-    struct deadline d = deadline_in(2000);
+    struct timespec limit = deadline_timespec(deadline_in(2000));
 
     pthread_mutex_lock(&http.lock);
-    while ((http.api == NULL) != fault_refusing() && !deadline_passed(d)) {
-        pthread_mutex_unlock(&http.lock);
-        deadline_sleep(d, 5);
-        pthread_mutex_lock(&http.lock);
-    }
+    pthread_cond_broadcast(&http.changed);
+    while ((http.api == NULL) != fault_refusing() &&
+           pthread_cond_timedwait(&http.changed, &http.lock, &limit) == 0)
+        ;
     pthread_mutex_unlock(&http.lock);
 }
 
 bool http_start(const struct http_options *o, char **url, char **control, struct error *err)
 {
     char host[INET_ADDRSTRLEN];
+    pthread_condattr_t attr;
 
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&http.changed, &attr);
+    pthread_condattr_destroy(&attr);
     http.o = *o;
     http.at = o->listen;
     http.control_at =
@@ -473,6 +478,7 @@ void http_stop(void)
 {
     pthread_mutex_lock(&http.lock);
     http.stopping = true;
+    pthread_cond_broadcast(&http.changed);
     pthread_mutex_unlock(&http.lock);
     pthread_join(http.door, NULL);
     /* Calls under way may sleep in a fault: the process ends soon, and they with it. */

@@ -15,10 +15,12 @@
 
 /* Anything else of this machine a VM does not see. */
 const struct layer layers[] = {
-    {"usr", 4, false},          {"etc", 8, true},          {"opt", 2, false},
-    {"bin", 1, false},          {"sbin", 1, false},        {"lib", 2, false},
-    {"lib32", 1, false},        {"lib64", 1, false},       {"libx32", 1, false},
-    {"var/lib/dpkg", 3, false}, {"var/lib/apt", 3, false}, {NULL, 0, false},
+    {"usr", 3, DISK_FOLDERS},         {"etc", 8, DISK_FILES},
+    {"opt", 2, DISK_FOLDERS},         {"bin", 1, DISK_FOLDERS},
+    {"sbin", 1, DISK_FOLDERS},        {"lib", 2, DISK_FOLDERS},
+    {"lib32", 1, DISK_FOLDERS},       {"lib64", 1, DISK_FOLDERS},
+    {"libx32", 1, DISK_FOLDERS},      {"var/lib/dpkg", 3, DISK_FOLDERS},
+    {"var/lib/apt", 3, DISK_FOLDERS}, {NULL, 0, DISK_FOLDERS},
 };
 
 char *layer_slot(const char *name)

@@ -5,10 +5,12 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "lobby/disk.h"
+
 struct layer {
     const char *name; /* below "/"; NULL ends */
     int depth;        /* of folders that a VM's "root" may write in */
-    bool files;       /* their files too */
+    enum disk_what what;
 };
 extern const struct layer layers[];
 

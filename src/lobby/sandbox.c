@@ -101,7 +101,8 @@ static bool make_plain(const struct sandbox_host *h, const char *dir, struct err
     static const char *const parts[] = {"up/local", "up/local/bin", "up/local/sbin",
                                         "up/local/lib"};
 
-    if (!disk_remove(to, err) || !disk_copy(from, to, err))
+    if (!disk_skeleton("/etc", to, 8, DISK_LINKS, h->uid, err) ||
+        !disk_skeleton(from, to, 8, DISK_FILES, h->uid, err))
         return false;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (!make_in(h, dir, parts[i], 0755, err))
@@ -128,8 +129,8 @@ bool sandbox_create(const struct sandbox_host *h, const char *dir, struct error 
         if (!make_in(h, dir, folders[i].path, folders[i].mode, err))
             return false;
     }
-    return disk_skeleton("/etc/skel", home, 4, true, h->uid, err) && make_layers(h, dir, err) &&
-           (h->disk == DISK_OVERLAY || make_plain(h, dir, err));
+    return disk_skeleton("/etc/skel", home, 4, DISK_LINKS, h->uid, err) &&
+           make_layers(h, dir, err) && (h->disk == DISK_OVERLAY || make_plain(h, dir, err));
 }
 
 bool sandbox_copy(const struct sandbox_host *h, const char *from, const char *to, struct error *err)

@@ -22,6 +22,10 @@
 static const char *const shims[] = {"usr/bin/sudo",      "usr/sbin/poweroff", "usr/sbin/halt",
                                     "usr/sbin/shutdown", "usr/sbin/reboot",   NULL};
 
+/* Where installers make new files further down. */
+static const struct layer deeper[] = {
+    {"usr/local", 4, DISK_FOLDERS}, {"usr/share/man", 2, DISK_FOLDERS}, {NULL, 0, DISK_FOLDERS}};
+
 /* FNV-1a: names the layer after the programs in it; no secret depends on it. */
 static unsigned long long fnv(unsigned long long h, const unsigned char *p, size_t n)
 {
@@ -173,7 +177,13 @@ static bool make_layer(struct sandbox_host *h, struct error *err)
             continue;
         cleanup_free char *parent = xstrndup(to, (size_t)(strrchr(to, '/') - to));
         if (!io_mkdirs(parent, 0755, err) ||
-            !disk_skeleton(from, to, l->depth, l->files, h->uid, err))
+            !disk_skeleton(from, to, l->depth, l->what, h->uid, err))
+            return false;
+    }
+    for (const struct layer *l = deeper; l->name; l++) {
+        cleanup_free char *from = xasprintf("/%s", l->name);
+        cleanup_free char *to = xasprintf("%s/%s", h->sys, l->name);
+        if (!disk_skeleton(from, to, l->depth, l->what, h->uid, err))
             return false;
     }
     for (const char *const *s = shims; *s; s++) {

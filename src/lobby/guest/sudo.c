@@ -113,16 +113,17 @@ static int usage(const char *what)
     return 1;
 }
 
-/* Returns the index of the first word after the options, or -1. */
-static int options(struct sudo *s, int argc, char **argv)
+/* Reads options from argv[i] on. Returns the index of the first word after them, or -1. */
+static int options(struct sudo *s, int i, int argc, char **argv, bool *ended)
 {
     static const char takes[] = "ughpCTrtDR"; /* sudo(8)'s short options with a value */
-    int i = 1;
 
     for (; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
         const char *a = argv[i];
-        if (strcmp(a, "--") == 0)
+        if (strcmp(a, "--") == 0) {
+            *ended = true;
             return i + 1;
+        }
         if (a[1] == '-') {
             const char *eq = strchr(a, '='), *value = eq ? eq + 1 : NULL;
             size_t n = eq ? (size_t)(eq - a) : strlen(a);
@@ -217,11 +218,19 @@ static char *join(int argc, char **argv)
 int guest_sudo(int argc, char **argv)
 {
     struct sudo s = {.user = "root"};
-    int at = options(&s, argc, argv);
+    char **vars = calloc((size_t)argc + 1, sizeof *vars);
+    int at = 1, vars_n = 0;
+    bool ended = false;
     char number[16];
 
-    if (at < 0)
-        return 1;
+    /* assignments may stand between options, and before "--" */
+    for (int before = 0; vars && !ended && at != before;) {
+        before = at;
+        if ((at = options(&s, at, argc, argv, &ended)) < 0)
+            return 1;
+        while (!ended && at < argc && is_assignment(argv[at]))
+            vars[vars_n++] = argv[at++];
+    }
     snprintf(number, sizeof number, "#%u", getuid());
     bool root = strcmp(s.user, "root") == 0 || strcmp(s.user, "#0") == 0;
     if (!root && strcmp(s.user, LOGIN_USER) != 0 && strcmp(s.user, number) != 0) {
@@ -233,16 +242,13 @@ int guest_sudo(int argc, char **argv)
     }
     if (s.nothing && at >= argc)
         return 0;
-    int vars = at;
-    while (at < argc && is_assignment(argv[at]))
-        at++;
     if (at >= argc && !s.login && !s.shell) {
         fprintf(stderr, "usage: sudo [-nEHiSsb] [-u USER] [-D DIR] [VAR=VALUE] [--] COMMAND\n");
         return 1;
     }
     set_env(&s, root, argc - at, argv + at);
-    for (; vars < at; vars++)
-        putenv(argv[vars]);
+    for (int i = 0; i < vars_n; i++)
+        putenv(vars[i]);
     if (root)
         become_root();
     if (s.login)
