@@ -10,6 +10,8 @@
 
 CMD(__complete);
 CMD(completion);
+CMD(config_file);
+CMD(configure);
 CMD(doctor);
 CMD(gc);
 CMD(help);
@@ -26,6 +28,8 @@ const struct cmd commands[] = {
     {"gc", "VMs", "remove VMs that were left behind", cmd_gc},
     {"template", "VMs", "make and keep VMs that others are copied from", cmd_template},
     {"probe", "Settings", "make a VM, enter it, delete it", cmd_probe},
+    {"configure", "Settings", "edit the saved settings in a browser or the terminal", cmd_configure},
+    {"config", "Settings", "read and change saved settings", cmd_config_file},
     {"doctor", "Settings", "check this machine, the settings and the account", cmd_doctor},
     {"worker", "Paperclip", "serve Paperclip's plugin contract on stdin and stdout", cmd_worker},
     {"completion", "Help", "print a shell's completion script", cmd_completion},

@@ -130,6 +130,11 @@ static char *set(json_t *raw, const char *key, const char *text)
     return NULL;
 }
 
+char *settings_put(json_t *raw, const char *key, const char *text)
+{
+    return set(raw, key, text);
+}
+
 static char *set_from_file(json_t *raw, const char *key, const char *path)
 {
     cleanup_error struct error err = {0};
