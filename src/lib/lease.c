@@ -398,9 +398,9 @@ bool lease_release(const struct config *cfg, const char *id, const json_t *metad
         lease_move(id, gone ? LEASE_GONE : LEASE_LIVE, NULL);
         return ok;
     }
+    lease_hang_up(id); /* else the VM's end looks like a broken connection */
     if (!lease_vm_delete(cfg, id, false, d, err)) {
         lease_move(id, LEASE_DOUBTFUL, NULL);
-        lease_hang_up(id);
         return false;
     }
     lease_move(id, LEASE_GONE, NULL);

@@ -306,6 +306,7 @@ bool lease_vm_undo(struct lease_vm *v, struct error *err)
         return true;
     lease_move(v->name, LEASE_CLOSING, NULL);
     lease_vm_journal(v, JOURNAL_DOOMED, NULL);
+    lease_hang_up(v->name);
     bool ok = true, foreign = false;
     if (!v->created) { /* nobody has affirmed that it is there, or whose it is */
         ok = api_find(v->api, v->name, d, &seen, &why);
@@ -323,7 +324,6 @@ bool lease_vm_undo(struct lease_vm *v, struct error *err)
         return true;
     }
     lease_move(v->name, LEASE_DOUBTFUL, NULL);
-    lease_hang_up(v->name);
     error_move(err, &why);
     return false;
 }

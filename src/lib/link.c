@@ -261,6 +261,8 @@ struct link *link_ref(struct link *l)
  * it. So a connected link stays until it is closed or idle for too long. */
 void link_unref(struct link *l)
 {
+    if (!l)
+        return;
     pthread_mutex_lock(&registry_lock);
     bool last = --l->refs == 0;
     if (last && l->registered) {

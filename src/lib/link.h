@@ -43,7 +43,7 @@ struct link;
  * Does not connect. NULL with ERR_INVALID for a name that may not reach a command line. */
 struct link *link_get(const struct link_options *opts, struct error *err);
 struct link *link_ref(struct link *l);
-void link_unref(struct link *l);
+void link_unref(struct link *l); /* NULL is fine */
 
 /* Connects now, if it is not connected. Paced (lib/pace.h), retried only where opts.fresh allows; a
  * refused key and a changed host key are final. Codes: ERR_AUTH, ERR_UNREGISTERED, ERR_HOST_KEY,
