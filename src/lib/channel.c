@@ -572,6 +572,20 @@ bool channel_stop(const char *route, const char *session, struct error *err)
     return c || error_set(err, ERR_NOT_FOUND, "there is no channel of that route and session");
 }
 
+void channel_end(const char *route)
+{
+    pthread_once(&once, init);
+    pthread_mutex_lock(&lock);
+    struct channel *c = by_route(route);
+    struct cancel *opening = c && !c->opened ? cancel_ref(c->opening) : NULL;
+    if (c && c->opened && c->stream && !c->ended)
+        stream_kill(c->stream, 0, VM_KILL_TREE);
+    pthread_mutex_unlock(&lock);
+    if (opening)
+        cancel_fire(opening);
+    cancel_unref(opening);
+}
+
 /* Lock held: no more events, and the program ends. */
 static void quieten(struct channel *c)
 {

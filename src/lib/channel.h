@@ -57,6 +57,8 @@ void channel_write(const char *route, const char *session, const void *p, size_t
                    void *arg);
 /* Ends the program; its exit still comes. False with ERR_NOT_FOUND when the pair does not match. */
 bool channel_stop(const char *route, const char *session, struct error *err);
+/* Ends the program, by route alone, without waiting; its exit still comes. */
+void channel_end(const char *route);
 /* By route alone, also before channel_open has answered, or ever began: then no open with that route will succeed.
  * Ends the program and waits until that is confirmed or d has passed. The session's id (owned), NULL when none was
  * given out. No event follows. May be said again. */

@@ -91,5 +91,7 @@ rpc_method_fn rpc_env_validate_config, rpc_env_probe, rpc_env_acquire, rpc_env_r
 rpc_method_fn rpc_env_execute;
 rpc_method_fn rpc_env_setup_start, rpc_env_setup_get, rpc_env_setup_cancel, rpc_env_capture,
     rpc_env_template_delete;
+rpc_method_fn rpc_duplex_open, rpc_duplex_write, rpc_duplex_stop, rpc_login_open, rpc_login_input,
+    rpc_login_stop, rpc_channel_close;
 
 #endif

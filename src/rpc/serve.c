@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "lib/api.h"
+#include "lib/channel.h"
 #include "lib/lease.h"
 #include "lib/redact.h"
 #include "rpc/out.h"
@@ -252,7 +253,8 @@ static void end_process(int status, const char *shutdown_id)
         cancel_fire(t->call.cancel);
     pthread_mutex_unlock(&lock);
     api_cancel_all();
-    lease_shutdown(END_MS);
+    channel_close_all(deadline_in(END_MS / 3)); /* logins leave no home behind */
+    lease_shutdown(END_MS * 2 / 3);
 
     struct timespec until = deadline_timespec(deadline_in(DRAIN_MS));
     pthread_mutex_lock(&lock);
