@@ -13,7 +13,6 @@
 #include "base/io.h"
 #include "base/text.h"
 #include "lobby/disk.h"
-#include "lobby/event.h"
 
 unsigned long long keep_process_start(pid_t pid)
 {
@@ -56,13 +55,11 @@ bool keep_save(const struct vm *vm, struct error *err)
         return true;
     cleanup_buf struct buf boot = {0}, text = {0};
     boot_id(&boot);
-    cleanup_json json_t *j = json_pack(
-        "{s:s, s:s, s:O, s:I, s:I, s:I, s:s, s:i, s:I, s:b, s:i, s:i, s:i}", "name", vm->name,
-        "address", vm->address, "conf", vm->conf, "created", (json_int_t)vm->created_s, "pid",
-        (json_int_t)vm->child.pid, "start", (json_int_t)vm->child_start, "boot_id",
-        boot.data ? boot.data : "", "port", (int)vms.o.port, "read_to", (json_int_t)vm->read_to,
-        "stopped", vm->status == VM_STOPPED, "logins", (int)vm->logins, "boots", (int)vm->boots,
-        "setup", vm->setup_status);
+    cleanup_json json_t *j =
+        json_pack("{s:s, s:s, s:O, s:I, s:I, s:I, s:s, s:i, s:i}", "name", vm->name, "address",
+                  vm->address, "conf", vm->conf, "created", (json_int_t)vm->created_s, "pid",
+                  (json_int_t)vm->child.pid, "start", (json_int_t)vm->child_start, "boot_id",
+                  boot.data ? boot.data : "", "port", (int)vms.o.port, "boots", (int)vm->boots);
     /* root of the VM cannot reach it: it lies outside of what the sandbox sees */
     cleanup_free char *path = xasprintf("%s/vm.json", vm->dir);
     json_write(&text, j);
@@ -90,12 +87,11 @@ static struct vm *load(const char *id)
     vm->address = xstrdup(json_str(j, "address"));
     vm->conf = json_deep_copy(json_object_get(j, "conf"));
     vm->created_s = json_int(j, "created", 0);
-    vm->read_to = json_int(j, "read_to", 0);
-    vm->logins = (unsigned)json_int(j, "logins", 0);
     vm->boots = (unsigned)json_int(j, "boots", 0);
-    vm->setup_status = (int)json_int(j, "setup", -2);
+    vm->setup_status = -2;
     vm->child = (struct child){.pid = -1, .pidfd = -1};
     vm->watch = -1;
+    watch_replay(vm);
     vm->status = VM_STOPPED;
     boot_id(&boot);
     const char *then = json_str(j, "boot_id");
@@ -134,8 +130,6 @@ bool keep_load(struct error *err)
         vms.first = vm;
         if (vm->status == VM_RUNNING)
             watch_add(vm);
-        event_emit("vm-found", json_pack("{s:s, s:s}", "vm", vm->name, "status",
-                                         vm->status == VM_RUNNING ? "running" : "stopped"));
     }
     pthread_mutex_unlock(&vms.lock);
     return true;

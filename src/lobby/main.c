@@ -274,6 +274,7 @@ static bool start(struct lobby *l, struct error *err)
     if (!vms_start(&vo, err) || !http_start(&ho, &l->url, &l->control, err))
         return false;
     announce(l, &h, vo.port, note);
+    vms_report();
     return true;
 }
 

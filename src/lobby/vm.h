@@ -18,6 +18,7 @@ struct vm {
     enum vm_status status;
     bool busy;                      /* somebody holds it */
     bool gone;                      /* being removed */
+    bool quiet;            /* its events are old */
     bool reboot;                    /* asked for from inside */
     bool ours;                      /* the sandbox is a child of this process */
     struct child child;             /* the sandbox's outermost process; pid <= 0: none */
@@ -45,6 +46,8 @@ void watch_stop(void);
 void watch_add(struct vm *vm);
 void watch_drop(struct vm *vm);
 void watch_wake(void);
+/* Reads a found VM's events from the start, for its counts. */
+void watch_replay(struct vm *vm);
 
 /* vms.c: starts the sandbox of a VM that the caller holds; the lock is not held. */
 bool vm_boot(struct vm *vm, const char *setup, struct error *err);

@@ -545,6 +545,15 @@ bool vms_start(const struct vms_options *o, struct error *err)
     return watch_start(err) && (!o->host.outlive || keep_load(err));
 }
 
+void vms_report(void)
+{
+    pthread_mutex_lock(&vms.lock);
+    for (struct vm *vm = vms.first; vm; vm = vm->next)
+        event_emit("vm-found", json_pack("{s:s, s:s}", "vm", vm->name, "status",
+                                         vm->status == VM_STOPPED ? "stopped" : "running"));
+    pthread_mutex_unlock(&vms.lock);
+}
+
 void vms_stop(void)
 {
     pthread_mutex_lock(&vms.lock);

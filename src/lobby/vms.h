@@ -25,6 +25,8 @@ struct vms_options {
 /* Starts the table and its watcher thread; takes `o` over. With host.outlive, VMs of an earlier
  * lobby are found again. */
 bool vms_start(const struct vms_options *o, struct error *err);
+/* An event for each VM that was found. */
+void vms_report(void);
 /* Ends: without host.outlive every VM and every file of theirs. */
 void vms_stop(void);
 

@@ -44,15 +44,24 @@ void watch_drop(struct vm *vm)
     watch_wake();
 }
 
+/* Takes the fields. */
+static void tell(const struct vm *vm, const char *event, json_t *fields)
+{
+    if (vm->quiet)
+        json_decref(fields);
+    else
+        event_emit(event, fields);
+}
+
 /* "Accepted publickey for exedev from 127.0.0.1 port 1234 ssh2: ED25519 SHA256:..." */
 static void on_login(struct vm *vm, const char *line)
 {
     const char *key = strstr(line, "SHA256:"), *port = strstr(line, " port ");
 
     vm->logins++;
-    event_emit("ssh-login",
-               json_pack("{s:s, s:i, s:i, s:s}", "vm", vm->name, "logins", (int)vm->logins, "port",
-                         port ? atoi(port + 6) : 0, "key", key ? key : ""));
+    tell(vm, "ssh-login",
+         json_pack("{s:s, s:i, s:i, s:s}", "vm", vm->name, "logins", (int)vm->logins, "port",
+                   port ? atoi(port + 6) : 0, "key", key ? key : ""));
 }
 
 static void on_line(struct vm *vm, const char *line)
@@ -65,20 +74,22 @@ static void on_line(struct vm *vm, const char *line)
         vm->connections++;
     } else if (strcmp(line, "exe: ready") == 0) {
         vm->status = VM_RUNNING;
-        event_emit("vm-ready", json_pack("{s:s, s:I}", "vm", vm->name, "ms",
-                                         (json_int_t)(now_ms() - vm->booted_ms)));
+        tell(vm, "vm-ready",
+             json_pack("{s:s, s:I}", "vm", vm->name, "ms", (json_int_t)(now_ms() - vm->booted_ms)));
     } else if (strcmp(line, "exe: unregistered") == 0) {
         vm->unregistered++;
-        event_emit("ssh-unregistered", json_pack("{s:s}", "vm", vm->name));
+        tell(vm, "ssh-unregistered", json_pack("{s:s}", "vm", vm->name));
+    } else if (strcmp(line, "exe: setup started") == 0) {
+        vm->setup_status = -1;
     } else if (sscanf(line, "exe: setup exit %d", &code) == 1) {
         vm->setup_status = code;
-        event_emit("vm-setup", json_pack("{s:s, s:i}", "vm", vm->name, "status", code));
+        tell(vm, "vm-setup", json_pack("{s:s, s:i}", "vm", vm->name, "status", code));
     } else if (strcmp(line, "exe: reboot") == 0) {
         vm->reboot = true;
     } else if (strcmp(line, "exe: poweroff") == 0) {
         vm->reboot = false;
     } else if (text_starts(line, "exe: sshd exit") || text_starts(line, "exe: command exit")) {
-        event_emit("vm-note", json_pack("{s:s, s:s}", "vm", vm->name, "text", line + 5));
+        tell(vm, "vm-note", json_pack("{s:s, s:s}", "vm", vm->name, "text", line + 5));
     }
     pthread_cond_broadcast(&vms.changed);
 }
@@ -110,6 +121,14 @@ static void read_events(struct vm *vm)
         if (rest && rest < 4096)
             vm->partial = xstrndup(at, rest);
     }
+}
+
+void watch_replay(struct vm *vm)
+{
+    vm->quiet = true;
+    read_events(vm);
+    vm->quiet = false;
+    vm->reboot = false;
 }
 
 static void *boot_again(void *arg)

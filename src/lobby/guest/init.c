@@ -123,6 +123,7 @@ static void reap(bool running)
 static void power_down(void)
 {
     guest_event(wanted == SIGINT ? "reboot" : "poweroff");
+    poll(NULL, 0, 100); /* what was said before is still on its way out */
     kill(-1, SIGTERM);
     for (int i = 0; i < 50; i++) {
         reap(false);
