@@ -2,11 +2,11 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/alloc.h"
 #include "base/cleanup.h"
 #include "cmd/cmd.h"
+#include "lib/secret.h"
 
 CMD(__complete);
 CMD(completion);
@@ -19,6 +19,8 @@ CMD(ls);
 CMD(probe);
 CMD(rm);
 CMD(template);
+CMD(token);
+CMD(validate);
 CMD(version);
 CMD(worker);
 
@@ -27,6 +29,8 @@ const struct cmd commands[] = {
     {"rm", "VMs", "delete VMs", cmd_rm},
     {"gc", "VMs", "remove VMs that were left behind", cmd_gc},
     {"template", "VMs", "make and keep VMs that others are copied from", cmd_template},
+    {"validate", "Settings", "check the settings, as Paperclip does when saving", cmd_validate},
+    {"token", "Settings", "explain or make an exe.dev token", cmd_token},
     {"probe", "Settings", "make a VM, enter it, delete it", cmd_probe},
     {"configure", "Settings", "edit the saved settings in a browser or the terminal", cmd_configure},
     {"config", "Settings", "read and change saved settings", cmd_config_file},
@@ -54,7 +58,7 @@ static int unknown(const char *word)
 int main(int argc, char **argv)
 {
     /* Secrets live in this process: no core dump of it, whatever the user's limit. */
-    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+    secret_protect_process();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of write, told where it happens */
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
         return cmd_help(1, (char *[]){(char *)"help", NULL}) | (argc < 2 ? EXIT_USAGE : 0);
