@@ -34,7 +34,7 @@ struct link_options {
     bool durable;               /* streams may ask to survive a broken link */
     int durable_keep_ms;        /* 0: 600000 */
     bool fresh;                 /* the VM was just made: retry until its sshd answers, 90 s at most */
-    const char *const *local_argv; /* instead of ssh: run this (tests: exedev-vm over a pipe) */
+    const char *const *local_argv; /* instead of ssh: run this (tests: exedev-vm over a pipe); a durable session's key is put after it */
 };
 
 struct link;

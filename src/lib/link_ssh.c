@@ -193,6 +193,14 @@ static bool ssh_command(struct words *w, const struct link *l, int pinned, struc
     return true;
 }
 
+static void local_command(struct words *w, const struct link *l)
+{
+    for (char **p = l->local_argv; *p; p++)
+        word(w, "%s", *p);
+    if (l->durable)
+        word(w, "%s", l->session);
+}
+
 /* Ours without what is secret or would change ssh's ways. */
 static char **environment(void)
 {
@@ -221,7 +229,9 @@ bool connection_start(struct link *l, struct connection *c, struct error *err)
     *c = (struct connection){.fd = -1, .err_fd = -1, .pinned_fd = -1, .child = {-1, -1}};
     if (l->known_hosts && !l->local_argv && (c->pinned_fd = pinned_file(l->known_hosts, err)) < 0)
         return false;
-    if (!l->local_argv && !ssh_command(&w, l, c->pinned_fd, err))
+    if (l->local_argv)
+        local_command(&w, l);
+    else if (!ssh_command(&w, l, c->pinned_fd, err))
         goto failed;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
         error_sys(err, errno, "connect to VM %s: socketpair", link_label(l));
@@ -238,8 +248,7 @@ bool connection_start(struct link *l, struct connection *c, struct error *err)
         close(pair[1]);
         goto failed;
     }
-    bool ok = spawn_child(&(struct spawn_opts){.argv = l->local_argv ? (const char *const *)l->local_argv
-                                                                     : (const char *const *)w.list,
+    bool ok = spawn_child(&(struct spawn_opts){.argv = (const char *const *)w.list,
                                                .envp = (const char *const *)env,
                                                .fd0 = pair[1],
                                                .fd1 = pair[1],
