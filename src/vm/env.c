@@ -225,7 +225,8 @@ static void finish(struct session *s, struct capture *c)
     c->have = true;
     c->streak++;
     streams_env_ready(s);
-    c->streak = 0;
+    if (!c->pid) /* else it has to be done once more */
+        c->streak = 0;
 }
 
 static void begin(struct session *s, struct capture *c)
@@ -367,9 +368,7 @@ const struct envset *env_login(struct session *s, bool nvm)
     /* A profile that changes a profile each time it runs must not keep its command waiting. */
     if (c->have && (c->streak >= 2 || (!c->racy && !profiles_changed(&c->files))))
         return &s->login[nvm];
-    int streak = c->streak;
     begin(s, c);
-    c->streak = streak;
     return c->pid ? NULL : &s->login[nvm];
 }
 

@@ -338,7 +338,7 @@ void stream_open(struct session *s, uint32_t id, struct buf *request)
     const struct envset *base = &s->base;
     if (r.flags & VM_OPEN_LOGIN)
         base = env_login(s, r.flags & VM_OPEN_NVM);
-    if (base)
+    if (base && st->state == ST_WAITING && !st->dead) /* a capture that failed at once has started it */
         start(s, st, base);
 }
 
@@ -352,7 +352,7 @@ void streams_env_ready(struct session *s)
         if (st->dead || st->state != ST_WAITING)
             continue;
         const struct envset *base = env_login(s, st->flags & VM_OPEN_NVM);
-        if (base)
+        if (base && st->state == ST_WAITING && !st->dead)
             start(s, st, base);
     }
 }
