@@ -77,7 +77,7 @@ static bool behind(const struct out *o)
 
 static void say_eof(struct session *s, struct out *o)
 {
-    if (o->fd >= 0 || behind(o) || o->eof_sent || !s->attached)
+    if (o->fd >= 0 || behind(o) || o->eof_sent || !s->live)
         return;
     o->eof_sent = true;
     frame_lazy(s, VM_EOF, o->channel, o->stream->id, NULL, 0);
@@ -96,7 +96,7 @@ bool out_done(struct session *s, struct out *o)
     if (o->fd >= 0 || behind(o))
         return false;
     say_eof(s, o);
-    return o->eof_sent || !s->attached;
+    return o->eof_sent || !s->live;
 }
 
 void out_linger_over(struct session *s, struct out *o)
@@ -194,7 +194,7 @@ static bool forward_spooled(struct session *s, struct out *o)
     uint64_t room = spool_room(o->spool, keep_from(o));
     /* With a client there, no further ahead than it wants. */
     uint64_t ahead = o->spool->end - o->sent;
-    uint64_t want = s->attached ? (o->credit > ahead ? o->credit - ahead : 0) : room;
+    uint64_t want = s->live ? (o->credit > ahead ? o->credit - ahead : 0) : room;
     want = want < room ? want : room;
     want = want < sizeof chunk ? want : sizeof chunk;
     if (o->ready && want && o->fd >= 0) {
@@ -210,7 +210,7 @@ static bool forward_spooled(struct session *s, struct out *o)
         }
         more = n > 0 && o->fd >= 0 && o->ready;
     }
-    if (s->attached && o->credit && behind(o)) {
+    if (s->live && o->credit && behind(o)) {
         uint64_t n = o->spool->end - o->sent;
         n = n < o->credit ? n : o->credit;
         n = n < VM_MAX_PAYLOAD ? n : VM_MAX_PAYLOAD;
@@ -233,7 +233,7 @@ void streams_pump(struct session *s)
     for (int turn = 0; s->queue && turn < TURNS && link_pending(s) < VM_OUT_LOW; turn++) {
         struct out *o = s->queue;
         out_unqueue(s, o);
-        bool more = o->spool ? forward_spooled(s, o) : s->attached && forward(s, o);
+        bool more = o->spool ? forward_spooled(s, o) : s->live && forward(s, o);
         if (more)
             out_queue(s, o);
         else
@@ -272,7 +272,7 @@ void stream_grant(struct session *s, struct stream *st)
 {
     struct in *in = &st->in;
 
-    if (in->eof || in->owed < in->window / 2 || !s->attached)
+    if (in->eof || in->owed < in->window / 2 || !s->live)
         return;
     /* Not where a durable client counts on a grant meaning that so much was received. */
     if (!st->out[0].spool && in->q.len == in->off && in->got >= in->window && in->window < MAX_WINDOW &&

@@ -136,6 +136,7 @@ void durable_resume(struct session *s, const char *p, size_t n)
     if (s->broken)
         return;
     s->resuming = false;
+    s->live = true;
     frame_raw(s, VM_RESUMED, 0, answer.data, answer.len);
     for (struct stream *st = s->streams; st; st = st->next) {
         if (st->dead)

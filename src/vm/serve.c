@@ -20,6 +20,7 @@
 #include "vm/channel.h"
 #include "vm/vm.h"
 
+#define GREETING_MS 60000 /* for a client's HELLO, and RESUME */
 #define END_SLACK_MS 6000 /* beyond the grace: kill.c gives up before */
 
 void watch(struct session *s, int fd, struct source *src, uint32_t events)
@@ -134,12 +135,14 @@ void session_attach(struct session *s, int in, int out)
     s->out = same_file(in, out) ? in : out;
     s->same_fd = s->in == s->out;
     s->attached = true;
+    s->live = !s->client_known;
     s->greeted = s->resuming = s->open_partial = false;
     s->inbuf.len = s->in_off = s->outbuf.len = s->out_off = 0;
     buf_free(&s->open_buf);
     s->in_armed = true;
     s->out_armed = false;
     s->heard_at = now_ms();
+    session_timer(s, s->heard_at + GREETING_MS);
     s->in_src.fn = link_readable;
     s->out_src.fn = link_writable;
     io_set_nonblock(in, true);
@@ -161,7 +164,7 @@ void session_detach(struct session *s)
         unwatch(s, s->out);
     if (s->durable)
         close(s->in);
-    s->attached = s->greeted = false;
+    s->attached = s->live = s->greeted = false;
     s->in = s->out = -1;
     s->lazy_until = 0;
     s->outbuf.len = s->out_off = 0;
@@ -228,8 +231,15 @@ void session_broken(struct session *s, const char *fmt, ...)
 
 static void heartbeat(struct session *s, int64_t now)
 {
-    if (!s->attached || !s->greeted)
+    if (!s->attached)
         return;
+    if (!s->greeted || s->resuming) {
+        if (now - s->heard_at >= GREETING_MS)
+            session_detach(s);
+        else
+            session_timer(s, s->heard_at + GREETING_MS);
+        return;
+    }
     if (s->dead_ms) {
         if (now - s->heard_at >= s->dead_ms) {
             session_detach(s);

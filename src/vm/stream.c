@@ -96,7 +96,8 @@ static void last_frame(struct session *s, struct stream *st, enum vm_type type, 
         stream_drop(s, st);
         return;
     }
-    frame_raw(s, type, st->id, payload->data, payload->len);
+    if (s->live)
+        frame_raw(s, type, st->id, payload->data, payload->len);
     if (!s->durable || !stream_open_durable(st)) {
         stream_drop(s, st);
         return;
@@ -109,7 +110,7 @@ static void last_frame(struct session *s, struct stream *st, enum vm_type type, 
     st->final = *payload;
     *payload = (struct buf){0};
     st->ping = UINT64_MAX;
-    if (s->attached) {
+    if (s->live) {
         st->ping = ++s->ping_seq;
         buf_put_u64(frame_begin(s, VM_PING, 0, 0), st->ping);
         frame_end(s);
@@ -224,7 +225,8 @@ static void started(struct session *s, struct stream *st)
 {
     uint32_t pid = __builtin_bswap32((uint32_t)st->pid);
 
-    frame_lazy(s, VM_STARTED, 0, st->id, &pid, 4);
+    if (s->live)
+        frame_lazy(s, VM_STARTED, 0, st->id, &pid, 4);
 }
 
 void stream_restarted(struct session *s, struct stream *st)

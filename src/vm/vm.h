@@ -151,6 +151,7 @@ struct session {
     int sigfd, in, out, listener;
     bool same_fd;               /* in and out are one socket */
     bool in_armed, out_armed, attached, greeted, resuming;
+    bool live;                  /* attached, and the client knows where its streams are */
     bool ending, bye, broken;   /* no new work; answer BYE; exit 76 */
     bool hidden_proc;           /* /proc cannot be read */
     int64_t end_by;
