@@ -13,6 +13,7 @@
 #include "base/io.h"
 #include "base/text.h"
 #include "lobby/disk.h"
+#include "lobby/proxy.h"
 
 unsigned long long keep_process_start(pid_t pid)
 {
@@ -128,8 +129,10 @@ bool keep_load(struct error *err)
             continue;
         vm->next = vms.first;
         vms.first = vm;
-        if (vm->status == VM_RUNNING)
+        if (vm->status == VM_RUNNING) {
             watch_add(vm);
+            proxy_add_vm(vm->address, vm->name);
+        }
     }
     pthread_mutex_unlock(&vms.lock);
     return true;

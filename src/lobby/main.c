@@ -22,6 +22,8 @@
 #include "lobby/http.h"
 #include "lobby/listen.h"
 #include "lobby/options.h"
+#include "lobby/proxy.h"
+#include "lobby/tls.h"
 #include "lobby/token.h"
 #include "lobby/vms.h"
 
@@ -271,6 +273,12 @@ static bool start(struct lobby *l, struct error *err)
                              .relay = l->o.relay || fault_needs_relay()};
     struct http_options ho = {
         .listen = l->o.listen, .cert = l->cert, .key = l->key, .keys = l->keys};
+    if (l->o.want_proxy) {
+        l->ca = l->o.tls_cert ? realpath(l->o.tls_cert, NULL) : xasprintf("%s/ca.pem", l->base);
+        if (!tls_setup(l->cert, l->key, l->ca, err) ||
+            !proxy_start(l->o.proxy, l->o.proxy_ports, &l->proxy, err))
+            return false;
+    }
     if (!vms_start(&vo, err) || !http_start(&ho, &l->url, &l->control, err))
         return false;
     announce(l, &h, vo.port, note);
@@ -319,6 +327,7 @@ int main(int argc, char **argv)
     sigwait(&stop, &sig);
     event_emit("stopping", NULL);
     http_stop();
+    proxy_stop();
     vms_stop();
     event_emit("stopped", NULL);
     leave(&l, 0);

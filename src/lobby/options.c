@@ -27,7 +27,8 @@ static const char usage[] =
     "  --state DIR            keep VMs there: they stay when the lobby ends, and are found again\n"
     "  --disk overlay|plain   VMs' disks: changes over this machine's system folders, or\n"
     "                         read-only system folders (overlay where it can be)\n"
-    "  --proxy ADDR:PORT      HTTPS and WebSockets to VMs' ports\n"
+    "  --proxy ADDR:PORT      HTTPS and WebSockets to VMs' ports; also on every VM's address\n"
+    "  --proxy-port PORT      on every VM's address, to 127.0.0.1:PORT (3000 to 9999; repeats)\n"
     "  --hide-tags            records without tags and comment\n"
     "  --relay                stand between clients and sshd, for ssh: faults at run time\n"
     "  --fault SPEC           go wrong on request (repeats)\n"
@@ -47,6 +48,7 @@ enum {
     OPT_STATE,
     OPT_DISK,
     OPT_PROXY,
+    OPT_PROXY_PORT,
     OPT_HIDE_TAGS,
     OPT_RELAY,
     OPT_FAULT,
@@ -67,6 +69,7 @@ static const struct option longs[] = {
     {"state", 1, NULL, OPT_STATE},
     {"disk", 1, NULL, OPT_DISK},
     {"proxy", 1, NULL, OPT_PROXY},
+    {"proxy-port", 1, NULL, OPT_PROXY_PORT},
     {"hide-tags", 0, NULL, OPT_HIDE_TAGS},
     {"relay", 0, NULL, OPT_RELAY},
     {"fault", 1, NULL, OPT_FAULT},
@@ -118,12 +121,19 @@ static bool take_disk(struct options *o, const char *value, struct error *err)
 
 static bool take(struct options *o, int opt, char *value, struct error *err)
 {
+    unsigned n;
+
     switch (opt) {
     case OPT_LISTEN:
         return listen_parse(value, &o->listen, err);
     case OPT_PROXY:
         o->want_proxy = true;
         return listen_parse(value, &o->proxy, err);
+    case OPT_PROXY_PORT:
+        if (!number("proxy-port", value, 3000, 9999, &n, err))
+            return false;
+        json_array_append_new(o->proxy_ports, json_integer(n));
+        return true;
     case OPT_CERT:
         set(&o->tls_cert, value);
         return true;
@@ -179,6 +189,7 @@ bool options_parse(struct options *o, int argc, char **argv, struct error *err)
     o->key_files = json_array();
     o->tokens = json_array();
     o->faults = json_array();
+    o->proxy_ports = json_array();
     listen_parse("127.0.0.1:0", &o->listen, NULL);
     while (!o->done && (opt = getopt_long(argc, argv, "", longs, NULL)) != -1) {
         if (!take(o, opt, optarg, err))
@@ -189,6 +200,10 @@ bool options_parse(struct options *o, int argc, char **argv, struct error *err)
                          argv[optind]);
     if (!o->tls_cert != !o->tls_key)
         return error_set(err, ERR_INVALID, "--tls-cert and --tls-key belong together");
+    if (json_array_size(o->proxy_ports) && !o->want_proxy)
+        return error_set(err, ERR_INVALID, "--proxy-port belongs to --proxy");
+    if (json_array_size(o->proxy_ports) > 64)
+        return error_set(err, ERR_INVALID, "more than 64 times --proxy-port");
     if (o->state && o->relay)
         return error_set(err, ERR_INVALID,
                          "--relay ends with the lobby, VMs in --state do not: use one of them");
@@ -200,6 +215,7 @@ void options_free(struct options *o)
     json_decref(o->key_files);
     json_decref(o->tokens);
     json_decref(o->faults);
+    json_decref(o->proxy_ports);
     free(o->state);
     free(o->tls_cert);
     free(o->tls_key);

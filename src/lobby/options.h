@@ -15,6 +15,7 @@ struct options {
     unsigned ssh_port;                   /* 0: 2222, or a free one */
     char *state;                         /* NULL: VMs end with the lobby */
     json_t *key_files, *tokens, *faults; /* arrays of strings */
+    json_t *proxy_ports;                 /* array of integers */
     unsigned max_vms, max_sessions;
     enum disk_mode disk;
     bool json, hide_tags, relay;

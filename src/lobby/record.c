@@ -8,6 +8,7 @@
 #include "base/alloc.h"
 #include "base/cleanup.h"
 #include "base/io.h"
+#include "lobby/proxy.h"
 
 static const char *status_word(enum vm_status s)
 {
@@ -17,10 +18,9 @@ static const char *status_word(enum vm_status s)
 json_t *vm_record(const struct vm *vm)
 {
     cleanup_free char *dest = xasprintf(SANDBOX_USER "@%s", vm->address);
-    /* A name below localhost is this machine everywhere (RFC 6761), and tells the proxy the VM. */
-    cleanup_free char *url = vms.o.proxy_authority ? xasprintf("https://%s.exe.localhost:%s",
-                                                               vm->name, vms.o.proxy_authority)
-                                                   : xasprintf("https://%s.exe.xyz", vm->name);
+    /* The VM's own address, where the proxy listens too: no name to resolve. */
+    cleanup_free char *url = proxy_port() ? xasprintf("https://%s:%u", vm->address, proxy_port())
+                                          : xasprintf("https://%s.exe.xyz", vm->name);
     json_t *r = json_pack(
         "{s:s, s:s, s:s, s:s, s:i, s:s, s:s, s:s, s:s}", "vm_name", vm->name, "ssh_dest", dest,
         "ssh_host", vm->address, "ssh_user", SANDBOX_USER, "ssh_port", (int)vms.o.port, "https_url",

@@ -18,7 +18,7 @@ struct vm {
     enum vm_status status;
     bool busy;                      /* somebody holds it */
     bool gone;                      /* being removed */
-    bool quiet;            /* its events are old */
+    bool quiet;                     /* its events are old */
     bool reboot;                    /* asked for from inside */
     bool ours;                      /* the sandbox is a child of this process */
     struct child child;             /* the sandbox's outermost process; pid <= 0: none */

@@ -22,6 +22,7 @@
 #include "lobby/disk.h"
 #include "lobby/event.h"
 #include "lobby/fault.h"
+#include "lobby/proxy.h"
 #include "lobby/relay.h"
 
 #define BOOT_MS 20000
@@ -163,6 +164,7 @@ bool vm_boot(struct vm *vm, const char *setup, struct error *err)
         if (!relay_open(vm->address, vms.o.port, port, vm->name, err))
             return false;
     }
+    proxy_add_vm(vm->address, vm->name);
     pthread_mutex_lock(&vms.lock);
     vm->status = VM_STARTING;
     vm->setup_status = setup ? -1 : -2;
@@ -202,6 +204,7 @@ void vm_halt(struct vm *vm)
     bool ours = vm->ours;
     pthread_mutex_unlock(&vms.lock);
     relay_close(vm->address);
+    proxy_drop_vm(vm->address);
     if (child.pid <= 0)
         return;
     /* Process 1 of the name space takes everything in it along, and is gone when all of that is. */
@@ -407,6 +410,10 @@ json_t *vms_rename(const char *name, const char *to, struct error *err)
         vm->name = xstrdup(to);
         keep_save(vm, NULL);
         record = vm_record(vm);
+        if (vm->status != VM_STOPPED) {
+            proxy_drop_vm(vm->address);
+            proxy_add_vm(vm->address, vm->name);
+        }
     }
     if (vm)
         put(vm);

@@ -16,10 +16,9 @@ struct vms_options {
     unsigned port; /* sshd's, on every VM's address */
     unsigned max_vms;
     unsigned max_sessions;
-    const char *keys;      /* authorized_keys text, borrowed */
-    char *proxy_authority; /* "127.0.0.1:PORT" for https_url, NULL: https://NAME.exe.xyz */
-    bool list_tags;        /* records list tags and comment */
-    bool relay;            /* the lobby stands between a VM's address and its sshd */
+    const char *keys; /* authorized_keys text, borrowed */
+    bool list_tags;   /* records list tags and comment */
+    bool relay;       /* the lobby stands between a VM's address and its sshd */
 };
 
 /* Starts the table and its watcher thread; takes `o` over. With host.outlive, VMs of an earlier

@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/text.h"
 #include "lobby/event.h"
+#include "lobby/proxy.h"
 
 static int notify = -1, wake = -1;
 static bool running;
@@ -151,6 +152,7 @@ static void on_end(struct vm *vm)
     vm->child.pid = -1;
     vm->status = VM_STOPPED;
     watch_drop(vm);
+    proxy_drop_vm(vm->address);
     keep_save(vm, NULL);
     event_emit("vm-stopped", json_pack("{s:s}", "vm", vm->name));
     pthread_cond_broadcast(&vms.changed);
