@@ -17,6 +17,7 @@
 #include "lib/config_value.h"
 #include "lib/name.h"
 #include "lib/redact.h"
+#include "lib/setup.h"
 #include "lib/secret.h"
 #include "lib/token.h"
 
@@ -310,11 +311,12 @@ static void check_creation(struct config *c, struct problems *p)
     if (c->comment && strlen(c->comment) > 200)
         problems_error(p, "comment", "comment has %zu bytes, exe.dev takes at most 200: shorten it",
                        strlen(c->comment));
-    if (c->setup_script && strlen(c->setup_script) > 10240)
+    cleanup_free char *sent = c->setup_script ? setup_script(c) : NULL; /* with what waitForSetup puts around it */
+    if (sent && strlen(sent) > 10240)
         problems_error(p, "setupScript",
                        "setupScript has %zu bytes, exe.dev takes at most 10240 (10 KiB): let it download the "
                        "rest, or put it into an image",
-                       strlen(c->setup_script));
+                       strlen(sent));
     if (c->registry_auth && !config_is_secret_id(c->registry_auth) && !strchr(c->registry_auth, ':'))
         problems_error(p, "registryAuth", "registryAuth must be USER:PASSWORD");
     json_object_foreach(c->env, key, value) {

@@ -28,6 +28,7 @@ bool lease_is_held(const char *id);
 /* Where its ssh goes. */
 struct lease_address {
     char *host, *user; /* user NULL: none */
+    bool guessed;      /* from the lease's id, nothing told it */
 };
 void lease_address_clear(struct lease_address *a);
 #define cleanup_address __attribute__((cleanup(lease_address_clear)))

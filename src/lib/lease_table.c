@@ -198,7 +198,7 @@ void address_from_metadata(const struct config *cfg, const char *id, const json_
     const char *login = json_str(metadata, "sshLogin");
     const char *dest = json_str(metadata, "sshDest");
 
-    *out = (struct lease_address){0};
+    *out = (struct lease_address){.guessed = !(host && *host) && !(dest && *dest)};
     if (host && *host) {
         out->host = xstrdup(host);
         out->user = login && *login ? xstrdup(login) : NULL;
@@ -263,7 +263,8 @@ static struct link *link_of(struct lease *l, const struct config *cfg, const str
     const char *pem = cfg->ssh_private_key;
     bool same_key = pem ? l->key && strcmp(l->key->text, pem) == 0 : !l->key;
 
-    if (l->link && same_key && strcmp(l->via, via) == 0 && !fresh)
+    /* What this process has entered it knows better than a guess from the name. */
+    if (l->link && !fresh && (a->guessed || (same_key && strcmp(l->via, via) == 0)))
         return link_ref(l->link);
     struct held_key *key = pem ? key_hold(pem, err) : NULL;
     if (pem && !key)

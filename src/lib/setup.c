@@ -3,6 +3,8 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/buf.h"
+#include "base/cleanup.h"
 
 /* Runs as the login user at first boot, with passwordless sudo where the image has it. It must hold no
  * backslash-n: exe.dev turns that into a newline. `state` is written last and whole, so that a reader never
@@ -31,12 +33,39 @@ static const char builtin[] =
     "else install_node >$d/log 2>&1; fi\n"
     "put \"done $?\"\n";
 
+/* A configured script that is waited for, recorded in the same way. It keeps its own first line, and its text is
+ * not touched: it travels as a here-document. */
+static char *recorded(const char *script)
+{
+    cleanup_buf struct buf b = {0};
+    cleanup_free char *end = xstrdup("EXEDEV_END");
+
+    while (strstr(script, end)) {
+        char *longer = xasprintf("%s_", end);
+        free(end);
+        end = longer;
+    }
+    buf_printf(&b,
+               "#!/bin/sh\n"
+               "d=" SETUP_DIR "\n"
+               "umask 022\n"
+               "mkdir -p $d\n"
+               "put() { echo \"$1\" >$d/state.new && mv $d/state.new $d/state; }\n"
+               "put running\n"
+               "cat >$d/script <<'%s'\n%s\n%s\n"
+               "chmod +x $d/script\n",
+               end, script, end);
+    buf_puts(&b, strncmp(script, "#!", 2) == 0 ? "$d/script" : "sh $d/script");
+    buf_puts(&b, " >$d/log 2>&1\nput \"done $?\"\n");
+    return buf_steal(&b);
+}
+
 char *setup_script(const struct config *c)
 {
     if (c->setup_script && !strcmp(c->setup_script, "none"))
         return NULL;
     if (c->setup_script)
-        return xstrdup(c->setup_script);
+        return c->wait_for_setup ? recorded(c->setup_script) : xstrdup(c->setup_script);
     long long major = c->node_major;
     /* Paperclip needs 24.11 of the 24 series. */
     return xasprintf(builtin, major, major, major == 24 ? 11 : 0, major);
