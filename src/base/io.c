@@ -32,6 +32,28 @@ bool io_write_all(int fd, const void *p, size_t n, struct deadline d, struct err
     return true;
 }
 
+bool io_read_fd(int fd, const char *name, size_t max, struct buf *out, struct error *err)
+{
+    size_t total = 0;
+
+    for (;;) {
+        char *to = buf_reserve(out, 16384);
+        ssize_t got = read(fd, to, 16384);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return error_sys(err, errno, "%s", name);
+        if (got == 0)
+            break;
+        out->len += (size_t)got;
+        total += (size_t)got;
+        if (total > max)
+            return error_set(err, ERR_TOO_LARGE, "%s: larger than %zu bytes", name, max);
+    }
+    buf_reserve(out, 0)[0] = 0;
+    return true;
+}
+
 bool io_read_file(const char *path, size_t max, struct buf *out, struct error *err)
 {
     struct stat st;
@@ -48,23 +70,7 @@ bool io_read_file(const char *path, size_t max, struct buf *out, struct error *e
         return error_sys(err, errno, "%s", path);
     if (!S_ISREG(st.st_mode))
         return error_set(err, ERR_INVALID, "%s: not a regular file", path);
-    size_t total = 0;
-    for (;;) {
-        char *to = buf_reserve(out, 16384);
-        ssize_t got = read(fd, to, 16384);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return error_sys(err, errno, "%s", path);
-        if (got == 0)
-            break;
-        out->len += (size_t)got;
-        total += (size_t)got;
-        if (total > max)
-            return error_set(err, ERR_TOO_LARGE, "%s: larger than %zu bytes", path, max);
-    }
-    buf_reserve(out, 0)[0] = 0;
-    return true;
+    return io_read_fd(fd, path, max, out, err);
 }
 
 bool io_write_file(const char *path, mode_t mode, const void *p, size_t n, struct error *err)

@@ -18,6 +18,9 @@ bool io_write_all(int fd, const void *p, size_t n, struct deadline d, struct err
  * Follows links. */
 bool io_read_file(const char *path, size_t max, struct buf *out, struct error *err);
 
+/* The same from a descriptor of any kind, to its end; name is for messages. */
+bool io_read_fd(int fd, const char *name, size_t max, struct buf *out, struct error *err);
+
 /* Writes beside the target (same folder, mode from the first byte), fsyncs, renames, fsyncs the
  * folder: after a crash the old file is there, or the new one. */
 bool io_write_file(const char *path, mode_t mode, const void *p, size_t n, struct error *err);

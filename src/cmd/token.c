@@ -56,7 +56,8 @@ static char *token_from(const char *operand, struct error *err)
                         "the shell's history; next time use a file, or - and standard input\n");
         return secret_dup(operand);
     }
-    if (!io_read_file(strcmp(operand, "-") ? operand : "/dev/stdin", TOKEN_MAX + 2, &text, err))
+    if (strcmp(operand, "-") ? !io_read_file(operand, TOKEN_MAX + 2, &text, err)
+                             : !io_read_fd(STDIN_FILENO, "standard input", TOKEN_MAX + 2, &text, err))
         return NULL;
     cleanup_secret char *raw = secret_dupn(text.data ? text.data : "", text.len);
     cleanup_free char *trimmed = value_trim(raw);

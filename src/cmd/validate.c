@@ -19,7 +19,8 @@ static json_t *raw_from(const char *path, struct error *err)
 {
     cleanup_secret_buf struct buf text = {0};
 
-    if (!io_read_file(strcmp(path, "-") ? path : "/dev/stdin", FILE_MOST, &text, err))
+    if (strcmp(path, "-") ? !io_read_file(path, FILE_MOST, &text, err)
+                          : !io_read_fd(STDIN_FILENO, "standard input", FILE_MOST, &text, err))
         return NULL;
     json_t *raw = json_parse(text.data ? text.data : (char *)"", text.len, err);
     if (!raw)
