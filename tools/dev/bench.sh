@@ -1,0 +1,20 @@
+# shellcheck shell=bash
+# ./dev bench [worker|latency|files ...] [--quick]: prints tables; what docs/bench.md shows.
+source tools/dev/build.sh
+need_node
+need rsync curl
+benches=() options=()
+for word in "$@"; do
+    case $word in
+        --*) options+=("$word") ;;
+        *) benches+=("$word") ;;
+    esac
+done
+if [ ${#benches[@]} = 0 ]; then
+    for f in bench/*.mjs; do [ "$f" = bench/common.mjs ] || benches+=("$(basename "$f" .mjs)"); done
+fi
+for b in "${benches[@]}"; do
+    [ -f "bench/$b.mjs" ] || die "there is no bench/$b.mjs"
+    say "$b"
+    node "bench/$b.mjs" "${options[@]}"
+done
