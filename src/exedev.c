@@ -13,11 +13,13 @@ CMD(completion);
 CMD(config_file);
 CMD(configure);
 CMD(doctor);
+CMD(exec);
 CMD(gc);
 CMD(help);
 CMD(ls);
 CMD(probe);
 CMD(rm);
+CMD(shell);
 CMD(template);
 CMD(token);
 CMD(validate);
@@ -25,6 +27,8 @@ CMD(version);
 CMD(worker);
 
 const struct cmd commands[] = {
+    {"exec", "Work", "run a command on a VM", cmd_exec},
+    {"shell", "Work", "open a shell on a VM", cmd_shell},
     {"ls", "VMs", "list VMs", cmd_ls},
     {"rm", "VMs", "delete VMs", cmd_rm},
     {"gc", "VMs", "remove VMs that were left behind", cmd_gc},
