@@ -135,6 +135,7 @@ void link_break_streams(struct link *l, bool durable_too, const struct error *wh
             if (s->durable && !durable_too && !s->abandoned) {
                 s->waits_resume = true;
                 s->in_credit = 0;
+                s->credit[VM_STDOUT] = s->credit[VM_STDERR] = 0; /* nothing may come before RESUMED */
                 continue;
             }
             error_copy(&s->failure, why);
