@@ -49,7 +49,8 @@ static bool begin_entry(struct receiver *r, const char *name, struct error *err)
     buf_puts(&r->path, in ? "/" : ".");
     buf_puts(&r->path, name);
     if (++r->stats->entries > r->limits.entries)
-        return error_set(err, ERR_TOO_LARGE, "more than %llu entries, the limit", (unsigned long long)r->limits.entries);
+        return error_set(err, ERR_TOO_LARGE, "more than %llu entries, the limit",
+                         (unsigned long long)r->limits.entries);
     if (!in)
         return true;
     size_t n = strlen(name);
@@ -60,20 +61,27 @@ static bool begin_entry(struct receiver *r, const char *name, struct error *err)
     if (r->opts->refuse_case) {
         cleanup_free char *folded = names_fold(name, &n);
         if (!names_add(&in->folded, folded, n, r->key))
-            return error_set(err, ERR_UNSAFE, "`%s`: another name in its folder differs from it only by case", at(r));
+            return error_set(err, ERR_UNSAFE,
+                             "`%s`: another name in its folder differs from it only by case",
+                             at(r));
         r->names++;
     }
     if (r->names > MAX_SEEN)
-        return error_set(err, ERR_TOO_LARGE, "`%s`: more than %d names in one folder are too many to compare (deletion, "
-                         "names that differ by case)", at(r), MAX_SEEN);
+        return error_set(
+            err, ERR_TOO_LARGE,
+            "`%s`: more than %d names in one folder are too many to compare (deletion, "
+            "names that differ by case)",
+            at(r), MAX_SEEN);
     return true;
 }
 
 static bool twice(struct receiver *r, int sys, const char *what, struct error *err)
 {
     if (sys == EEXIST)
-        return error_set(err, ERR_UNSAFE, "`%s` came twice, or with another name that this file system holds to be "
-                         "the same", at(r));
+        return error_set(err, ERR_UNSAFE,
+                         "`%s` came twice, or with another name that this file system holds to be "
+                         "the same",
+                         at(r));
     return error_sys(err, sys, "%s `%s`", what, at(r));
 }
 
@@ -87,8 +95,9 @@ static bool clear_way(struct receiver *r, struct level *in, const char *name, st
     if (unlinkat(in->fd, name, AT_REMOVEDIR) == 0)
         return true;
     if (!r->target->remove)
-        return error_set(err, ERR_EXISTS, "`%s` is a folder at the target, and not empty: to replace it, allow deletion",
-                         at(r));
+        return error_set(
+            err, ERR_EXISTS,
+            "`%s` is a folder at the target, and not empty: to replace it, allow deletion", at(r));
     r->stats->deleted++;
     return tree_remove_at(in->fd, name, err) || error_prefix(err, "replace `%s`", at(r));
 }
@@ -129,8 +138,8 @@ static void pop(struct receiver *r)
 static bool begin_root_dir(struct receiver *r, struct level *l, struct error *err)
 {
     if (r->target->kind == TREE_FILE)
-        return error_set(err, ERR_INVALID, "`%s`: %s sent a folder where a file was asked for", r->place.shown,
-                         receiver_peer(r));
+        return error_set(err, ERR_INVALID, "`%s`: %s sent a folder where a file was asked for",
+                         r->place.shown, receiver_peer(r));
     if (r->opts->dry_run) {
         l->fd = r->place.root = place_peek(&r->place);
         l->fresh = l->fd < 0;
@@ -145,7 +154,8 @@ static bool begin_root_dir(struct receiver *r, struct level *l, struct error *er
     return true;
 }
 
-static bool make_dir(struct receiver *r, struct level *in, const char *name, struct level *l, struct error *err)
+static bool make_dir(struct receiver *r, struct level *in, const char *name, struct level *l,
+                     struct error *err)
 {
     if (r->opts->dry_run) {
         l->fd = in->fd < 0 ? -1 : fs_open_dir(in->fd, name, false);
@@ -181,7 +191,8 @@ bool apply_dir(struct receiver *r, const char *name, const struct meta *m, struc
     if (!begin_entry(r, name, err))
         return false;
     if (r->depth > r->limits.depth)
-        return error_set(err, ERR_TOO_LARGE, "`%s`: deeper than %u folders, the limit", at(r), r->limits.depth);
+        return error_set(err, ERR_TOO_LARGE, "`%s`: deeper than %u folders, the limit", at(r),
+                         r->limits.depth);
     if (*name ? !make_dir(r, top(r), name, &l, err) : !begin_root_dir(r, &l, err))
         return false;
     l.meta.mode = receiver_mode(r, m->mode, !*name);
@@ -224,18 +235,19 @@ bool apply_leave(struct receiver *r, struct error *err)
     struct timespec t[2];
 
     if (!l)
-        return error_set(err, ERR_PROTOCOL, "%s left a folder it had not entered", receiver_peer(r));
+        return error_set(err, ERR_PROTOCOL, "%s left a folder it had not entered",
+                         receiver_peer(r));
     r->path.len = l->path_len;
     r->path.data[r->path.len] = 0;
     if (r->target->remove && !l->fresh && l->fd >= 0 && !remove_others(r, l, err))
         return false;
     if (r->depth == 1) {
-        struct meta m = l->meta;
+        r->root_meta = l->meta;
         pop(r);
-        r->root_done = true;
-        return r->opts->dry_run || place_commit_dir(&r->place, &m, err);
+        return r->root_done = r->root_is_dir = true;
     }
-    if (!r->opts->dry_run && (fchmod(l->fd, l->meta.mode) < 0 || futimens(l->fd, times(&l->meta, t)) < 0))
+    if (!r->opts->dry_run &&
+        (fchmod(l->fd, l->meta.mode) < 0 || futimens(l->fd, times(&l->meta, t)) < 0))
         return error_sys(err, errno, "set mode and time of the folder `%s`", at(r));
     pop(r);
     return true;
@@ -244,12 +256,13 @@ bool apply_leave(struct receiver *r, struct error *err)
 static bool may_be_file(struct receiver *r, const char *name, struct error *err)
 {
     if (!*name && r->target->kind == TREE_DIR)
-        return error_set(err, ERR_INVALID, "`%s`: %s sent a file where a folder was asked for", r->place.shown,
-                         receiver_peer(r));
+        return error_set(err, ERR_INVALID, "`%s`: %s sent a file where a folder was asked for",
+                         r->place.shown, receiver_peer(r));
     return true;
 }
 
-bool apply_file(struct receiver *r, const char *name, const struct meta *m, uint32_t link, struct error *err)
+bool apply_file(struct receiver *r, const char *name, const struct meta *m, uint32_t link,
+                struct error *err)
 {
     struct level *in = top(r);
     struct incoming *f = &r->file;
@@ -258,7 +271,8 @@ bool apply_file(struct receiver *r, const char *name, const struct meta *m, uint
         return false;
     r->stats->files++;
     receiver_tell(r, TREE_ENTRY, at(r));
-    *f = (struct incoming){.active = !r->opts->dry_run, .fd = -1, .meta = *m, .link = link, .name = xstrdup(name)};
+    *f = (struct incoming){
+        .active = !r->opts->dry_run, .fd = -1, .meta = *m, .link = link, .name = xstrdup(name)};
     f->meta.mode = receiver_mode(r, m->mode, !*name);
     hash64_start(&f->hash, 0);
     if (r->opts->dry_run) {
@@ -269,15 +283,16 @@ bool apply_file(struct receiver *r, const char *name, const struct meta *m, uint
     const int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
     if (!in)
         return (f->fd = place_begin_file(&r->place, err)) >= 0;
-    f->fd = r->place.staged ? openat(in->fd, name, flags, 0600) : openat(r->place.work, UNFINISHED, flags, 0600);
+    f->fd = r->place.staged ? openat(in->fd, name, flags, 0600)
+                            : openat(r->place.work, UNFINISHED, flags, 0600);
     return f->fd >= 0 || twice(r, errno, "make the file", err);
 }
 
 static bool grows(struct receiver *r, uint64_t n, struct error *err)
 {
     if (n > r->limits.bytes || r->stats->bytes > r->limits.bytes - n)
-        return error_set(err, ERR_TOO_LARGE, "`%s`: more than %llu bytes altogether, the limit", at(r),
-                         (unsigned long long)r->limits.bytes);
+        return error_set(err, ERR_TOO_LARGE, "`%s`: more than %llu bytes altogether, the limit",
+                         at(r), (unsigned long long)r->limits.bytes);
     r->stats->bytes += n;
     return true;
 }
@@ -295,7 +310,8 @@ bool apply_data(struct receiver *r, const void *p, size_t n, struct error *err)
         if (done < 0 && errno == EINTR)
             continue;
         if (done < 0)
-            return error_sys(err, errno, "write `%s` at byte %llu", at(r), (unsigned long long)f->pos);
+            return error_sys(err, errno, "write `%s` at byte %llu", at(r),
+                             (unsigned long long)f->pos);
         from += done;
         left -= (size_t)done;
         f->pos += (uint64_t)done;
@@ -318,7 +334,8 @@ bool apply_hole(struct receiver *r, uint64_t n, struct error *err)
     return true;
 }
 
-static bool remember_link(struct receiver *r, int dirfd, const char *name, uint32_t link, struct error *err)
+static bool remember_link(struct receiver *r, int dirfd, const char *name, uint32_t link,
+                          struct error *err)
 {
     char id[16];
 
@@ -337,10 +354,12 @@ bool apply_end_file(struct receiver *r, uint64_t total, uint64_t hash, struct er
     struct timespec t[2];
 
     if (total != f->pos || hash != hash64_end(&f->hash))
-        return error_set(err, ERR_PROTOCOL, "`%s` arrived damaged: %llu bytes, %llu announced, or other content",
+        return error_set(err, ERR_PROTOCOL,
+                         "`%s` arrived damaged: %llu bytes, %llu announced, or other content",
                          at(r), (unsigned long long)f->pos, (unsigned long long)total);
     if (f->hole_last && ftruncate(f->fd, (off_t)f->pos) < 0)
-        return error_sys(err, errno, "write `%s`: its length of %llu bytes", at(r), (unsigned long long)f->pos);
+        return error_sys(err, errno, "write `%s`: its length of %llu bytes", at(r),
+                         (unsigned long long)f->pos);
     if (fchmod(f->fd, f->meta.mode) < 0 || futimens(f->fd, times(&f->meta, t)) < 0)
         return error_sys(err, errno, "set mode and time of `%s`", at(r));
     /* Network file systems report a full disk only here. */
@@ -348,17 +367,15 @@ bool apply_end_file(struct receiver *r, uint64_t total, uint64_t hash, struct er
         return error_sys(err, errno, "write `%s`", at(r));
     f->active = false;
     cleanup_free char *name = steal_ptr(f->name);
-    if (!in) {
-        r->root_done = true;
-        return place_commit_file(&r->place, err);
-    }
+    if (!in)
+        return r->root_done = true;
     if (!r->place.staged && !finish(r, in, name, err))
         return false;
     return remember_link(r, in->fd, name, f->link, err);
 }
 
-static bool repair(struct receiver *r, int dirfd, const char *name, const struct stat *st, const struct meta *m,
-                   struct error *err)
+static bool repair(struct receiver *r, int dirfd, const char *name, const struct stat *st,
+                   const struct meta *m, struct error *err)
 {
     struct timespec t[2];
 
@@ -375,8 +392,8 @@ static bool repair(struct receiver *r, int dirfd, const char *name, const struct
     return true;
 }
 
-bool apply_same(struct receiver *r, const char *name, const struct meta *m, uint64_t size, uint32_t link,
-                struct error *err)
+bool apply_same(struct receiver *r, const char *name, const struct meta *m, uint64_t size,
+                uint32_t link, struct error *err)
 {
     struct level *in = top(r);
     struct meta want = *m;
@@ -394,9 +411,10 @@ bool apply_same(struct receiver *r, const char *name, const struct meta *m, uint
     bool staged = in && r->place.staged;
     int dirfd = !in ? r->place.parent : staged ? in->old : in->fd;
     const char *entry = in ? name : r->place.name;
-    if (dirfd < 0 || !entry || fstatat(dirfd, entry, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode) ||
-        (uint64_t)st.st_size != size)
-        return error_set(err, ERR_DOUBT, "`%s` changed at the target during the transfer: try again", at(r));
+    if (dirfd < 0 || !entry || fstatat(dirfd, entry, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+        !S_ISREG(st.st_mode) || (uint64_t)st.st_size != size)
+        return error_set(err, ERR_DOUBT,
+                         "`%s` changed at the target during the transfer: try again", at(r));
     if (staged) {
         if (linkat(dirfd, entry, in->fd, name, 0) < 0)
             return twice(r, errno, "take over the unchanged", err);
@@ -406,7 +424,8 @@ bool apply_same(struct receiver *r, const char *name, const struct meta *m, uint
     return !in || remember_link(r, in->fd, name, link, err);
 }
 
-bool apply_symlink(struct receiver *r, const char *name, const struct meta *m, const char *target, struct error *err)
+bool apply_symlink(struct receiver *r, const char *name, const struct meta *m, const char *target,
+                   struct error *err)
 {
     struct level *in = top(r);
     struct timespec t[2];
@@ -437,7 +456,8 @@ bool apply_symlink(struct receiver *r, const char *name, const struct meta *m, c
     return true;
 }
 
-bool apply_hardlink(struct receiver *r, const char *name, uint32_t link, bool last, struct error *err)
+bool apply_hardlink(struct receiver *r, const char *name, uint32_t link, bool last,
+                    struct error *err)
 {
     struct level *in = top(r);
     struct stat a, b;
@@ -456,9 +476,10 @@ bool apply_hardlink(struct receiver *r, const char *name, uint32_t link, bool la
     if (r->place.staged) {
         if (linkat(r->place.work, id, in->fd, name, 0) < 0)
             return twice(r, errno, "make the hard link", err);
-    } else if (in->fresh || fstatat(in->fd, name, &b, AT_SYMLINK_NOFOLLOW) < 0 || a.st_ino != b.st_ino ||
-               a.st_dev != b.st_dev) {
-        /* Not when both are one file already: rename would do nothing then, and leave the other name. */
+    } else if (in->fresh || fstatat(in->fd, name, &b, AT_SYMLINK_NOFOLLOW) < 0 ||
+               a.st_ino != b.st_ino || a.st_dev != b.st_dev) {
+        /* Not when both are one file already: rename would do nothing then, and leave the other
+         * name. */
         if (linkat(r->place.work, id, r->place.work, UNFINISHED, 0) < 0)
             return error_sys(err, errno, "make the hard link `%s`", at(r));
         if (!finish(r, in, name, err))
@@ -467,6 +488,14 @@ bool apply_hardlink(struct receiver *r, const char *name, uint32_t link, bool la
     if (last)
         unlinkat(r->place.work, id, 0);
     return true;
+}
+
+bool apply_commit(struct receiver *r, struct error *err)
+{
+    if (!r->placed || r->place.done || r->opts->dry_run)
+        return true;
+    return r->root_is_dir ? place_commit_dir(&r->place, &r->root_meta, err)
+                          : place_commit_file(&r->place, err);
 }
 
 void apply_abort(struct receiver *r)

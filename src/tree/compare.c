@@ -23,9 +23,11 @@ static void push(struct receiver *r, int fd)
 static bool may_offer(struct receiver *r, const char *name, struct error *err)
 {
     if (!r->placed || r->look_done || (r->look_depth == 0) != !*name)
-        return error_set(err, ERR_PROTOCOL, "%s offered an entry where none may be", receiver_peer(r));
+        return error_set(err, ERR_PROTOCOL, "%s offered an entry where none may be",
+                         receiver_peer(r));
     if (++r->offered > r->limits.entries)
-        return error_set(err, ERR_TOO_LARGE, "more than %llu entries, the limit", (unsigned long long)r->limits.entries);
+        return error_set(err, ERR_TOO_LARGE, "more than %llu entries, the limit",
+                         (unsigned long long)r->limits.entries);
     return true;
 }
 
@@ -34,7 +36,8 @@ bool compare_dir(struct receiver *r, const char *name, struct error *err)
     if (!may_offer(r, name, err))
         return false;
     if (r->look_depth > r->limits.depth)
-        return error_set(err, ERR_TOO_LARGE, "folders nested deeper than %u, the limit", r->limits.depth);
+        return error_set(err, ERR_TOO_LARGE, "folders nested deeper than %u, the limit",
+                         r->limits.depth);
     if (!*name) {
         push(r, place_peek(&r->place));
         return true;
@@ -47,7 +50,8 @@ bool compare_dir(struct receiver *r, const char *name, struct error *err)
 bool compare_leave(struct receiver *r, struct error *err)
 {
     if (!r->look_depth)
-        return error_set(err, ERR_PROTOCOL, "%s left a folder it had not entered", receiver_peer(r));
+        return error_set(err, ERR_PROTOCOL, "%s left a folder it had not entered",
+                         receiver_peer(r));
     int fd = r->look[--r->look_depth];
     if (fd >= 0)
         close(fd);
@@ -55,11 +59,13 @@ bool compare_leave(struct receiver *r, struct error *err)
     return true;
 }
 
-static bool same_content(struct receiver *r, int dirfd, const char *name, off_t size, const uint64_t sum[2])
+static bool same_content(struct receiver *r, int dirfd, const char *name, off_t size,
+                         const uint64_t sum[2])
 {
     struct hash64 h[2];
     off_t pos = 0;
-    cleanup_fd int fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    cleanup_fd int fd =
+        openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 
     if (fd < 0)
         return false;
@@ -80,8 +86,8 @@ static bool same_content(struct receiver *r, int dirfd, const char *name, off_t 
     return hash64_end(&h[0]) == sum[0] && hash64_end(&h[1]) == sum[1];
 }
 
-static bool has(struct receiver *r, int dirfd, const char *name, const struct meta *m, uint64_t size,
-                const uint64_t sum[2])
+static bool has(struct receiver *r, int dirfd, const char *name, const struct meta *m,
+                uint64_t size, const uint64_t sum[2])
 {
     struct stat st;
 
@@ -91,8 +97,9 @@ static bool has(struct receiver *r, int dirfd, const char *name, const struct me
     bool same_time = st.st_mtim.tv_sec == m->mtime && st.st_mtim.tv_nsec == m->nsec;
     if (!r->opts->checksum && !same_time)
         return false;
-    /* A staged tree takes unchanged files over as hard links, so mode and time must be right already: to
-     * change them would change the old tree, which must stay as it is until the swap. */
+    /* A staged tree takes unchanged files over as hard links, so mode and time must be right
+     * already: to change them would change the old tree, which must stay as it is until the swap.
+     */
     if (r->target->placement == TREE_REPLACE &&
         (!same_time || st.st_nlink != 1 || st.st_uid != geteuid() ||
          (st.st_mode & 07777) != (m->mode & (r->opts->keep_special ? 07777u : 0777u))))
@@ -100,8 +107,8 @@ static bool has(struct receiver *r, int dirfd, const char *name, const struct me
     return !r->opts->checksum || same_content(r, dirfd, name, st.st_size, sum);
 }
 
-bool compare_file(struct receiver *r, const char *name, const struct meta *m, uint64_t size, const uint64_t sum[2],
-                  struct error *err)
+bool compare_file(struct receiver *r, const char *name, const struct meta *m, uint64_t size,
+                  const uint64_t sum[2], struct error *err)
 {
     if (!may_offer(r, name, err))
         return false;

@@ -13,7 +13,8 @@
 #include "base/cleanup.h"
 #include "tree/tree.h"
 
-/* The kernel's struct linux_dirent64 (getdents64(2)): u64 ino, s64 off, u16 reclen, u8 type, name. */
+/* The kernel's struct linux_dirent64 (getdents64(2)): u64 ino, s64 off, u16 reclen, u8 type, name.
+ */
 enum { DIRENT_RECLEN = 16, DIRENT_NAME = 19 };
 
 void entries_init(struct entries *e, int fd, size_t cap)
@@ -69,7 +70,8 @@ int fs_open_dir(int dirfd, const char *name, bool write)
             fchmod(fd, (st.st_mode & 07777) | 0700);
         return fd;
     }
-    /* The mode forbids even opening it; through an O_PATH descriptor chmod cannot be led elsewhere. */
+    /* The mode forbids even opening it; through an O_PATH descriptor chmod cannot be led elsewhere.
+     */
     cleanup_fd int at = openat(dirfd, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (at < 0)
         return -1;
@@ -126,8 +128,8 @@ bool tree_remove_at(int dirfd, const char *name, struct error *err)
     if (r == 0)
         return true;
 
-    /* One descriptor and 16 bytes for each level, however deep: up is `..`, checked to be the folder
-     * that we came from (a folder moved meanwhile must not lead us out). */
+    /* One descriptor and 16 bytes for each level, however deep: up is `..`, checked to be the
+     * folder that we came from (a folder moved meanwhile must not lead us out). */
     cleanup_free struct id *up = NULL;
     size_t depth = 0, cap = 0;
     cleanup_fd int cur = fs_open_dir(dirfd, name, true);
@@ -165,7 +167,8 @@ bool tree_remove_at(int dirfd, const char *name, struct error *err)
             if (next < 0 || !same_place(next, &up[--depth])) {
                 if (next >= 0)
                     close(next);
-                return error_set(err, ERR_SYSTEM, "remove `%s`: a folder in it was moved meanwhile", name);
+                return error_set(err, ERR_SYSTEM, "remove `%s`: a folder in it was moved meanwhile",
+                                 name);
             }
         }
         close(cur);

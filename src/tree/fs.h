@@ -21,8 +21,8 @@ void entries_free(struct entries *e);
 const char *entries_next(struct entries *e);
 void entries_restart(struct entries *e);
 
-/* Opens dirfd/name, a folder and no link, for reading. With `write`, one of ours whose mode forbids us to
- * work in it is made accessible first. -1 and errno. */
+/* Opens dirfd/name, a folder and no link, for reading. With `write`, one of ours whose mode forbids
+ * us to work in it is made accessible first. -1 and errno. */
 int fs_open_dir(int dirfd, const char *name, bool write);
 
 /* A single name that may be created: 1..max bytes, no slash, no NUL, not . or .. */

@@ -1,7 +1,8 @@
 /* GNU tar's --exclude with its defaults (its manual, "Controlling Pattern-Matching"; gnulib's
  * exclude.c): a pattern is tried against the whole member name and against what follows each slash,
  * `*` and `?` match slashes too, and a match that ends before a slash leaves out what is below.
- * Own code, because the helper's libc (musl) and glibc differ in corners and neither bounds its time. */
+ * Own code, because the helper's libc (musl) and glibc differ in corners and neither bounds its
+ * time. */
 #include <string.h>
 #include <wchar.h>
 #include <wctype.h>
@@ -66,7 +67,8 @@ static bool bracket_char(struct text *p, wint_t *c)
     return true;
 }
 
-/* p stands behind the `[`; moved behind the `]` unless there is none, when `[` is an ordinary character. */
+/* p stands behind the `[`; moved behind the `]` unless there is none, when `[` is an ordinary
+ * character. */
 static enum bracket bracket(struct text *p, wint_t c)
 {
     struct text at = *p;

@@ -73,7 +73,8 @@ uint64_t hash64_end(const struct hash64 *h)
     uint64_t v = h->seed + P5;
 
     if (h->total >= 32) {
-        v = rotate(h->lane[0], 1) + rotate(h->lane[1], 7) + rotate(h->lane[2], 12) + rotate(h->lane[3], 18);
+        v = rotate(h->lane[0], 1) + rotate(h->lane[1], 7) + rotate(h->lane[2], 12) +
+            rotate(h->lane[3], 18);
         for (int i = 0; i < 4; i++)
             v = (v ^ mix(0, h->lane[i])) * P1 + P4;
     }

@@ -50,7 +50,10 @@ uint32_t links_number(struct links *l, const struct stat *st, bool *known, bool 
     }
     if (l->n >= LINKS_MAX)
         return 0;
-    *s = (struct link_slot){.ino = st->st_ino, .dev = st->st_dev, .id = ++l->last_id, .left = (uint32_t)st->st_nlink - 1};
+    *s = (struct link_slot){.ino = st->st_ino,
+                            .dev = st->st_dev,
+                            .id = ++l->last_id,
+                            .left = (uint32_t)st->st_nlink - 1};
     l->n++;
     return s->id;
 }

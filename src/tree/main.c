@@ -16,7 +16,8 @@ enum { EXIT_USAGE = 64 };
 
 static int end_fd = -1;
 
-/* Makes the stream end, wherever the receiver is in reading it, so that it cleans up as for any cut. */
+/* Makes the stream end, wherever the receiver is in reading it, so that it cleans up as for any
+ * cut. */
 static void on_signal(int sig)
 {
     (void)sig;
@@ -121,7 +122,8 @@ static bool parse_mapping(const char *arg, struct mapping *m)
 }
 
 /* Options before the first path hold for the transfer, those after a path for that path. */
-static struct mapping *parse(int argc, char **argv, const char *path_option, struct tree_opts *o, size_t *n)
+static struct mapping *parse(int argc, char **argv, const char *path_option, struct tree_opts *o,
+                             size_t *n)
 {
     struct mapping *all = NULL;
 
@@ -132,7 +134,8 @@ static struct mapping *parse(int argc, char **argv, const char *path_option, str
             all = xreallocarray(all, *n + 1, sizeof *all);
             all[(*n)++] = (struct mapping){.path = xstrdup(path), .mode = -1};
         } else if (*n ? !parse_mapping(argv[i], &all[*n - 1]) : !parse_common(argv[i], o)) {
-            fprintf(stderr, "exedev-vm: %s: the option `%s` is unknown or its value is wrong\n", argv[0], argv[i]);
+            fprintf(stderr, "exedev-vm: %s: the option `%s` is unknown or its value is wrong\n",
+                    argv[0], argv[i]);
             exit(EXIT_USAGE);
         }
     }

@@ -83,8 +83,9 @@ static int open_folder(struct place *p, const char *path, bool make, struct erro
         if (next < 0) {
             bool link = inside && (errno == ENOTDIR || errno == ELOOP);
             if (link)
-                error_set(err, ERR_UNSAFE, "`%s` in `%s` is not a folder (a link, perhaps): it is not followed", part,
-                          path);
+                error_set(err, ERR_UNSAFE,
+                          "`%s` in `%s` is not a folder (a link, perhaps): it is not followed",
+                          part, path);
             else
                 error_sys(err, errno, "open the folder `%s` of `%s`", part, path);
             return -1;
@@ -107,7 +108,8 @@ static bool is_folder(const struct place *p, const char *path)
 
 bool place_open(struct place *p, const struct tree_target *target, bool dry_run, struct error *err)
 {
-    *p = (struct place){.target = target, .parent = -1, .root = -1, .work = -1, .work_in = -1, .existing = -1};
+    *p = (struct place){
+        .target = target, .parent = -1, .root = -1, .work = -1, .work_in = -1, .existing = -1};
     cleanup_free char *path = xstrdup(target->path[0] ? target->path : ".");
     size_t n = strlen(path);
     bool slash = n > 1 && path[n - 1] == '/';
@@ -127,7 +129,8 @@ bool place_open(struct place *p, const struct tree_target *target, bool dry_run,
     }
     if (p->name && !fs_name_ok(p->name, strlen(p->name), TREE_MAX_NAME))
         return error_set(err, ERR_INVALID, "`%s` cannot be the name of a file", p->name);
-    p->shown = p->name ? xasprintf("%s%s%s", dir, text_ends(dir, "/") ? "" : "/", p->name) : xstrdup(dir);
+    p->shown =
+        p->name ? xasprintf("%s%s%s", dir, text_ends(dir, "/") ? "" : "/", p->name) : xstrdup(dir);
     cleanup_error struct error why = {0};
     p->parent = open_folder(p, dir, !dry_run, &why);
     if (p->n_made)
@@ -158,7 +161,8 @@ static void sweep(int dirfd)
     for (const char *name; (name = entries_next(&e));) {
         if (!text_starts(name, TEMP_PREFIX))
             continue;
-        cleanup_fd int old = openat(fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+        cleanup_fd int old =
+            openat(fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
         if (old >= 0 && flock(old, LOCK_EX | LOCK_NB) == 0)
             tree_remove_at(fd, name, NULL);
     }
@@ -255,7 +259,8 @@ static bool move_protected(int from, const char *name, int to)
 }
 
 /* Moves the entries of `from` to `to`, but for `except`. */
-static bool move_entries(int from, int to, const char *except, bool remove_unmovable, struct error *err)
+static bool move_entries(int from, int to, const char *except, bool remove_unmovable,
+                         struct error *err)
 {
     struct entries e;
     bool ok = true;
@@ -265,7 +270,8 @@ static bool move_entries(int from, int to, const char *except, bool remove_unmov
     for (const char *name; ok && (name = entries_next(&e));) {
         if (except && strcmp(name, except) == 0)
             continue;
-        if (renameat(from, name, to, name) == 0 || (errno == EACCES && move_protected(from, name, to)))
+        if (renameat(from, name, to, name) == 0 ||
+            (errno == EACCES && move_protected(from, name, to)))
             continue;
         /* EXDEV: a folder of an overlay's lower layer, or a mount point */
         if (errno == EXDEV && remove_unmovable)
@@ -290,7 +296,8 @@ static bool replace_entries(struct place *p, const struct meta *m, struct error 
         return error_prefix(err, "replace the content of `%s`", p->shown);
     }
     if (!tree_remove_at(p->work_in, p->work_name, err))
-        return error_prefix(err, "`%s` is in place, but what it replaced could not be removed", p->shown);
+        return error_prefix(err, "`%s` is in place, but what it replaced could not be removed",
+                            p->shown);
     p->work_name[0] = 0;
     if (fchmod(p->existing, m->mode) < 0 || futimens(p->existing, times) < 0)
         return error_sys(err, errno, "set mode and time of `%s`", p->shown);
@@ -329,7 +336,8 @@ static bool commit_dir(struct place *p, const struct meta *m, struct error *err)
     struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {m->mtime, m->nsec}};
 
     if (!p->staged) {
-        /* The folder was there before and is the user's (a home, say): its mode stays unless asked. */
+        /* The folder was there before and is the user's (a home, say): its mode stays unless asked.
+         */
         if (!tree_remove_at(p->work_in, p->work_name, err))
             return error_prefix(err, "`%s`", p->shown);
         p->work_name[0] = 0;
@@ -344,7 +352,8 @@ static bool commit_dir(struct place *p, const struct meta *m, struct error *err)
         return false;
     if (p->work_name[0]) {
         if (!tree_remove_at(p->work_in, p->work_name, err))
-            return error_prefix(err, "`%s` is in place, but what it replaced could not be removed", p->shown);
+            return error_prefix(err, "`%s` is in place, but what it replaced could not be removed",
+                                p->shown);
         p->work_name[0] = 0;
         if (fchmod(p->root, m->mode) < 0 || futimens(p->root, times) < 0)
             return error_sys(err, errno, "set mode and time of `%s`", p->shown);
@@ -367,7 +376,8 @@ int place_begin_file(struct place *p, struct error *err)
     sweep(p->parent);
     for (int tries = 0; tries < 8; tries++) {
         place_temp_name(p->file_name);
-        int fd = openat(p->parent, p->file_name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        int fd = openat(p->parent, p->file_name,
+                        O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         if (fd < 0) {
             p->file_name[0] = 0;
             error_sys(err, errno, "make a file beside `%s`", p->shown);

@@ -6,19 +6,20 @@
 
 struct place {
     const struct tree_target *target;
-    char *shown;     /* the target's path, for messages */
-    int parent;      /* the folder that holds it; -1: missing (dry run only) */
-    char *name;      /* in parent; NULL: parent itself is the target (`.` or `/`) */
-    char *made;      /* the parent's path, when folders of it were made here */
+    char *shown; /* the target's path, for messages */
+    int parent;  /* the folder that holds it; -1: missing (dry run only) */
+    char *name;  /* in parent; NULL: parent itself is the target (`.` or `/`) */
+    char *made;  /* the parent's path, when folders of it were made here */
     unsigned n_made;
-    int root;        /* the folder that entries go to; -1: none yet */
-    bool staged;     /* root is new and nobody sees it yet */
-    bool in_place;   /* the staged entries are moved into the existing folder, which cannot be swapped */
+    int root;      /* the folder that entries go to; -1: none yet */
+    bool staged;   /* root is new and nobody sees it yet */
+    bool in_place; /* the staged entries are moved into the existing folder, which cannot be swapped
+                    */
     bool existed;
-    bool done;       /* committed */
-    int work;        /* folder for what is unfinished; -1: none */
-    int work_in;     /* holds `work`, borrowed from parent or root or `existing` */
-    int existing;    /* in_place: the target */
+    bool done;    /* committed */
+    int work;     /* folder for what is unfinished; -1: none */
+    int work_in;  /* holds `work`, borrowed from parent or root or `existing` */
+    int existing; /* in_place: the target */
     char work_name[32];
     char file_name[32]; /* the unfinished file beside the target; empty: none */
 };

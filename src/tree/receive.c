@@ -54,8 +54,8 @@ static char *take_name(struct receiver *r, struct cursor *c, struct error *err)
     if (n && !fs_name_ok(s, n, r->limits.name)) {
         cleanup_buf struct buf shown = {0};
         text_visible(&shown, s, n, 100);
-        error_set(err, ERR_UNSAFE, "%s sent the name `%s`, which is %s: refused", receiver_peer(r), shown.data,
-                  n > r->limits.name ? "longer than allowed" : "no name of a file");
+        error_set(err, ERR_UNSAFE, "%s sent the name `%s`, which is %s: refused", receiver_peer(r),
+                  shown.data, n > r->limits.name ? "longer than allowed" : "no name of a file");
         return NULL;
     }
     return xstrndup(s, n);
@@ -66,12 +66,15 @@ static bool begin_mapping(struct receiver *r, uint32_t index, struct error *err)
     if (r->placed && (!r->root_done || (r->opts->update && !r->look_done)))
         return in_unexpected(REC_BEGIN, err);
     if (index != r->next || index >= r->n)
-        return error_set(err, ERR_PROTOCOL, "%s began entry %u of the transfer out of turn", receiver_peer(r), index);
+        return error_set(err, ERR_PROTOCOL, "%s began entry %u of the transfer out of turn",
+                         receiver_peer(r), index);
+    if (!apply_commit(r, err))
+        return false;
     apply_abort(r);
     compare_end(r);
     r->target = &r->targets[r->next++];
     r->placed = true; /* from here place_end is needed */
-    r->root_done = false;
+    r->root_done = r->root_is_dir = false;
     return place_open(&r->place, r->target, r->opts->dry_run, err);
 }
 
@@ -122,7 +125,8 @@ static bool take_offer(struct receiver *r, enum record type, struct cursor *c, s
     cleanup_free char *name = take_name(r, c, err);
     if (!name || !in_done(c, type, err))
         return false;
-    return type == REC_OFFER_DIR ? compare_dir(r, name, err) : compare_file(r, name, &m, size, sum, err);
+    return type == REC_OFFER_DIR ? compare_dir(r, name, err)
+                                 : compare_file(r, name, &m, size, sum, err);
 }
 
 static bool take_entry(struct receiver *r, enum record type, struct cursor *c, struct error *err)
@@ -181,11 +185,12 @@ static bool take_end(struct receiver *r, struct cursor *c, struct error *err)
     if (r->next != r->n || (r->n && !r->root_done))
         return error_set(err, ERR_PROTOCOL, "%s ended the transfer too early", receiver_peer(r));
     if (entries != s->entries || (!r->opts->dry_run && bytes != s->bytes))
-        return error_set(err, ERR_PROTOCOL, "%s announced %llu entries and %llu bytes, %llu and %llu arrived",
+        return error_set(err, ERR_PROTOCOL,
+                         "%s announced %llu entries and %llu bytes, %llu and %llu arrived",
                          receiver_peer(r), (unsigned long long)entries, (unsigned long long)bytes,
                          (unsigned long long)s->entries, (unsigned long long)s->bytes);
     s->bytes = bytes;
-    return true;
+    return apply_commit(r, err);
 }
 
 static bool take_failed(struct receiver *r, struct cursor *c, struct error *err)
@@ -193,7 +198,8 @@ static bool take_failed(struct receiver *r, struct cursor *c, struct error *err)
     cleanup_error struct error reason = {0};
 
     if (!in_reason(c, &reason) || !in_done(c, REC_FAILED, NULL) || reason.code == ERR_NONE)
-        return error_set(err, ERR_PROTOCOL, "%s failed, for a reason it did not say properly", receiver_peer(r));
+        return error_set(err, ERR_PROTOCOL, "%s failed, for a reason it did not say properly",
+                         receiver_peer(r));
     if (r->opts->peer)
         error_prefix(&reason, "on %s", r->opts->peer);
     error_move(err, &reason);
@@ -276,12 +282,14 @@ static bool take_version(struct receiver *r, struct error *err)
     const void *magic = cursor_bytes(&c, 8);
     uint32_t flags = cursor_u32(&c);
     if (type != REC_VERSION || c.bad || c.left || memcmp(magic, TREE_MAGIC, 8) != 0)
-        return error_set(err, ERR_PROTOCOL, "%s does not send a stream of files this build understands",
+        return error_set(err, ERR_PROTOCOL,
+                         "%s does not send a stream of files this build understands",
                          receiver_peer(r));
     uint32_t want = (o->update ? TREE_FLAG_UPDATE : 0) | (o->checksum ? TREE_FLAG_CHECKSUM : 0) |
                     (o->dry_run ? TREE_FLAG_DRY_RUN : 0);
     if (flags != want)
-        return error_set(err, ERR_PROTOCOL, "%s sends another kind of transfer than was asked for", receiver_peer(r));
+        return error_set(err, ERR_PROTOCOL, "%s sends another kind of transfer than was asked for",
+                         receiver_peer(r));
     return true;
 }
 
@@ -312,8 +320,8 @@ static void report(struct receiver *r, const struct error *reason)
     out_flush(&r->out, NULL);
 }
 
-bool tree_receive(const struct tree_target *targets, size_t n, const struct tree_opts *opts, struct tree_io *io,
-                  struct tree_stats *stats, struct error *err)
+bool tree_receive(const struct tree_target *targets, size_t n, const struct tree_opts *opts,
+                  struct tree_io *io, struct tree_stats *stats, struct error *err)
 {
     struct tree_stats own;
     struct receiver r = {.targets = targets, .n = n, .opts = opts, .stats = stats ? stats : &own};

@@ -27,7 +27,8 @@ struct sender {
     struct links links;
     struct tree_stats *stats;
     struct queued *queue; /* ring of TREE_WINDOW */
-    unsigned head, count, unanswered_at; /* unanswered_at: how many of the queue have been passed by answers */
+    unsigned head, count,
+        unanswered_at; /* unanswered_at: how many of the queue have been passed by answers */
     size_t queued_bytes;
     unsigned queued_dirs, notes;
     bool io_failed, refused;
@@ -94,7 +95,8 @@ static int open_file(const struct item *it)
 {
     const int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 
-    return it->root ? open(it->path, flags) : openat(it->dir->fd, it->path + it->name, flags | O_NOFOLLOW);
+    return it->root ? open(it->path, flags)
+                    : openat(it->dir->fd, it->path + it->name, flags | O_NOFOLLOW);
 }
 
 static int open_followed(const struct sender *s, const struct item *it)
@@ -107,13 +109,14 @@ static int open_followed(const struct sender *s, const struct item *it)
 static bool unreadable(const struct item *it, int sys, struct error *err)
 {
     if (sys == ELOOP)
-        return error_set(err, ERR_UNSAFE, "`%s` was a file and became a link while it was read", it->path);
+        return error_set(err, ERR_UNSAFE, "`%s` was a file and became a link while it was read",
+                         it->path);
     return error_sys(err, sys, "read `%s`", it->path);
 }
 
 /* [*pos, end) of fd as data records; *pos stops early when the file became shorter. */
-static bool send_data(struct sender *s, const struct item *it, int fd, off_t *pos, off_t end, struct hash64 *h,
-                      struct error *err)
+static bool send_data(struct sender *s, const struct item *it, int fd, off_t *pos, off_t end,
+                      struct hash64 *h, struct error *err)
 {
     struct out *o = &s->out;
 
@@ -126,7 +129,7 @@ static bool send_data(struct sender *s, const struct item *it, int fd, off_t *po
         ssize_t got = pread(fd, o->data + o->len, want, *pos);
         if (got <= 0) {
             int sys = errno;
-            o->len = o->start;
+            out_undo(o);
             if (got < 0 && sys == EINTR)
                 continue;
             return got == 0 || error_sys(err, sys, "read `%s`", it->path);
@@ -153,8 +156,10 @@ static bool send_hole(struct sender *s, uint64_t n, struct hash64 *h, struct err
     return true;
 }
 
-/* What was in the file when it was opened, up to its size then; a log that grows does not hold us. */
-static bool send_content(struct sender *s, const struct item *it, int fd, const struct stat *st, struct error *err)
+/* What was in the file when it was opened, up to its size then; a log that grows does not hold us.
+ */
+static bool send_content(struct sender *s, const struct item *it, int fd, const struct stat *st,
+                         struct error *err)
 {
     struct hash64 h;
     off_t pos = 0, size = st->st_size;
@@ -194,7 +199,8 @@ static bool send_content(struct sender *s, const struct item *it, int fd, const 
     return true;
 }
 
-static bool send_hardlink(struct sender *s, const struct item *it, uint32_t id, bool last, struct error *err)
+static bool send_hardlink(struct sender *s, const struct item *it, uint32_t id, bool last,
+                          struct error *err)
 {
     const char *name = it->path + it->name;
     size_t n = strlen(name);
@@ -223,7 +229,8 @@ static bool send_file(struct sender *s, const struct item *it, char answer, stru
         if (fd < 0 || fstat(fd, &now.st) < 0)
             return unreadable(it, errno, err);
         if (!S_ISREG(now.st.st_mode))
-            return error_set(err, ERR_UNSAFE, "`%s` was a file and became something else while it was read",
+            return error_set(err, ERR_UNSAFE,
+                             "`%s` was a file and became something else while it was read",
                              it->path);
     }
     if (now.st.st_nlink > 1 && !s->src->follow && !it->root) {
@@ -262,7 +269,8 @@ static bool send_symlink(struct sender *s, const struct item *it, struct error *
     if (n < 0)
         return error_sys(err, errno, "read the link `%s`", it->path);
     if (n > TREE_MAX_LINK)
-        return error_set(err, ERR_TOO_LARGE, "the link `%s` is longer than %d bytes", it->path, TREE_MAX_LINK);
+        return error_set(err, ERR_TOO_LARGE, "the link `%s` is longer than %d bytes", it->path,
+                         TREE_MAX_LINK);
     struct meta m = meta_of(&it->st);
     if (!out_begin(&s->out, REC_SYMLINK, strlen(name) + (size_t)n + 32, err))
         return false;
@@ -296,7 +304,8 @@ static bool emit(struct sender *s, const struct item *it, char answer, struct er
 }
 
 /* Two independent 64-bit hashes of the content, for `checksum`. */
-static bool content_hash(struct sender *s, const struct item *it, uint64_t out[2], struct error *err)
+static bool content_hash(struct sender *s, const struct item *it, uint64_t out[2],
+                         struct error *err)
 {
     struct hash64 h[2];
     cleanup_fd int fd = open_followed(s, it);
@@ -356,7 +365,8 @@ static void push(struct sender *s, const struct item *it)
 {
     struct queued *q = &s->queue[(s->head + s->count++) % TREE_WINDOW];
 
-    *q = (struct queued){.item = *it, .path = xstrdup(it->path), .answer = it->kind == ITEM_FILE ? 0 : '-'};
+    *q = (struct queued){
+        .item = *it, .path = xstrdup(it->path), .answer = it->kind == ITEM_FILE ? 0 : '-'};
     q->item.path = q->path;
     dir_ref(q->item.dir);
     s->queued_bytes += strlen(q->path);
@@ -448,7 +458,8 @@ static bool wait_answers(struct sender *s, struct error *err)
     return emit_ready(s, err);
 }
 
-static bool send_source(struct sender *s, const struct tree_source *src, uint32_t index, struct error *err)
+static bool send_source(struct sender *s, const struct tree_source *src, uint32_t index,
+                        struct error *err)
 {
     struct walk w __attribute__((cleanup(walk_free)));
     struct item it;
@@ -471,10 +482,12 @@ static bool send_source(struct sender *s, const struct tree_source *src, uint32_
         if (!offer(s, &it, err))
             return false;
         push(s, &it);
-        while (s->count == TREE_WINDOW || s->queued_bytes > MAX_QUEUED_BYTES || s->queued_dirs > MAX_QUEUED_DIRS) {
+        while (s->count == TREE_WINDOW || s->queued_bytes > MAX_QUEUED_BYTES ||
+               s->queued_dirs > MAX_QUEUED_DIRS) {
             if (!emit_ready(s, err))
                 return false;
-            if (s->count == TREE_WINDOW || s->queued_bytes > MAX_QUEUED_BYTES || s->queued_dirs > MAX_QUEUED_DIRS) {
+            if (s->count == TREE_WINDOW || s->queued_bytes > MAX_QUEUED_BYTES ||
+                s->queued_dirs > MAX_QUEUED_DIRS) {
                 if (!wait_answers(s, err))
                     return false;
             }
@@ -489,7 +502,8 @@ static bool send_source(struct sender *s, const struct tree_source *src, uint32_
     return true;
 }
 
-static bool send_start(struct sender *s, const struct tree_source *sources, size_t n, struct error *err)
+static bool send_start(struct sender *s, const struct tree_source *sources, size_t n,
+                       struct error *err)
 {
     const struct tree_opts *o = s->opts;
 
@@ -517,7 +531,8 @@ static bool send_start(struct sender *s, const struct tree_source *sources, size
     return true;
 }
 
-static bool send_all(struct sender *s, const struct tree_source *sources, size_t n, struct error *err)
+static bool send_all(struct sender *s, const struct tree_source *sources, size_t n,
+                     struct error *err)
 {
     bool end = false;
 
@@ -530,7 +545,8 @@ static bool send_all(struct sender *s, const struct tree_source *sources, size_t
     if (!out_begin(&s->out, REC_END, 64, err))
         return false;
     const struct tree_stats *st = s->stats;
-    const uint64_t sums[] = {st->entries, st->bytes, st->vanished, st->changed, st->skipped, st->split};
+    const uint64_t sums[] = {st->entries, st->bytes,   st->vanished,
+                             st->changed, st->skipped, st->split};
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         out_u64(&s->out, sums[i]);
     out_end(&s->out);
@@ -578,8 +594,8 @@ static bool counted_write(void *arg, const void *p, size_t n, struct error *err)
     return false;
 }
 
-bool tree_send(const struct tree_source *sources, size_t n, const struct tree_opts *opts, struct tree_io *io,
-               struct tree_stats *stats, struct error *err)
+bool tree_send(const struct tree_source *sources, size_t n, const struct tree_opts *opts,
+               struct tree_io *io, struct tree_stats *stats, struct error *err)
 {
     struct tree_stats own;
     struct counted counted = {.io = io};
@@ -600,7 +616,7 @@ bool tree_send(const struct tree_source *sources, size_t n, const struct tree_op
     if (!ok && counted.failed) {
         look_for_reason(&s, &local);
     } else if (!ok && !s.refused) {
-        s.out.len = 0; /* what waits may be half a record */
+        out_undo(&s.out);
         if (out_begin(&s.out, REC_FAILED, TREE_MAX_MESSAGE + 16, NULL)) {
             out_reason(&s.out, &local);
             out_end(&s.out);
@@ -618,7 +634,8 @@ bool tree_send(const struct tree_source *sources, size_t n, const struct tree_op
     return ok;
 }
 
-bool tree_measure(const struct tree_source *source, uint64_t *entries, uint64_t *bytes, struct error *err)
+bool tree_measure(const struct tree_source *source, uint64_t *entries, uint64_t *bytes,
+                  struct error *err)
 {
     struct walk w __attribute__((cleanup(walk_free)));
     struct links links __attribute__((cleanup(links_free))) = {0};

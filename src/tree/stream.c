@@ -65,6 +65,7 @@ bool out_begin(struct out *o, enum record type, size_t max, struct error *err)
     if (o->cap - o->len < HEADER + max && !out_flush(o, err))
         return false;
     o->start = o->len;
+    o->open = true;
     o->data[o->len++] = (unsigned char)type;
     o->len += 4;
     return true;
@@ -112,6 +113,14 @@ void out_end(struct out *o)
     uint32_t n = htobe32((uint32_t)(o->len - o->start - HEADER));
 
     memcpy(o->data + o->start + 1, &n, 4);
+    o->open = false;
+}
+
+void out_undo(struct out *o)
+{
+    if (o->open)
+        o->len = o->start;
+    o->open = false;
 }
 
 bool out_note(struct out *o, enum tree_note note, const char *path, struct error *err)
@@ -157,7 +166,8 @@ static bool fill(struct in *in, struct error *err)
     if (got < 0)
         return false;
     if (got == 0)
-        return error_set(err, ERR_NETWORK, "the transfer was cut off by the other side or the connection");
+        return error_set(err, ERR_NETWORK,
+                         "the transfer was cut off by the other side or the connection");
     in->len += (size_t)got;
     return true;
 }
@@ -188,7 +198,8 @@ bool in_next(struct in *in, enum record *type, size_t *len, struct error *err)
     *len = be32toh(n);
     in->pos += HEADER;
     if (*len > (*type == REC_DATA ? TREE_MAX_DATA : TREE_MAX_SMALL))
-        return error_set(err, ERR_PROTOCOL, "the other side sent a record of %zu bytes, more than allowed", *len);
+        return error_set(err, ERR_PROTOCOL,
+                         "the other side sent a record of %zu bytes, more than allowed", *len);
     return true;
 }
 
@@ -216,13 +227,15 @@ size_t in_some(struct in *in, size_t max, const unsigned char **p, struct error 
 bool in_done(const struct cursor *c, enum record type, struct error *err)
 {
     if (c->bad || c->left)
-        return error_set(err, ERR_PROTOCOL, "the other side sent a malformed record (type %d)", (int)type);
+        return error_set(err, ERR_PROTOCOL, "the other side sent a malformed record (type %d)",
+                         (int)type);
     return true;
 }
 
 bool in_unexpected(enum record type, struct error *err)
 {
-    return error_set(err, ERR_PROTOCOL, "the other side sent a record (type %d) where it may not be", (int)type);
+    return error_set(err, ERR_PROTOCOL,
+                     "the other side sent a record (type %d) where it may not be", (int)type);
 }
 
 void in_meta(struct cursor *c, struct meta *m)
@@ -262,7 +275,8 @@ void error_visible(struct error *err)
     err->msg = buf_steal(&text);
 }
 
-bool in_note(struct cursor *c, const struct tree_opts *opts, struct tree_stats *stats, struct error *err)
+bool in_note(struct cursor *c, const struct tree_opts *opts, struct tree_stats *stats,
+             struct error *err)
 {
     uint8_t note = cursor_u8(c);
     size_t n;

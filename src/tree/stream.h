@@ -44,8 +44,10 @@ enum {
     TREE_MAX_MESSAGE = 8192,
     TREE_MAX_NOTE = 4096,
     TREE_MAX_NOTES = 100,
-    TREE_MAX_BACK_NOTES = 16 * 1024, /* bytes of the receiver's notes: they fit a pipe, like the answers */
-    TREE_WINDOW = 4096, /* unanswered offers: their answers always fit a pipe, so nobody waits for two things */
+    TREE_MAX_BACK_NOTES =
+        16 * 1024,      /* bytes of the receiver's notes: they fit a pipe, like the answers */
+    TREE_WINDOW = 4096, /* unanswered offers: their answers always fit a pipe, so nobody waits for
+                           two things */
 };
 
 struct meta {
@@ -57,7 +59,8 @@ struct meta {
 struct out {
     struct tree_io *io;
     unsigned char *data;
-    size_t len, cap, start;
+    size_t len, cap, start; /* start: of the record being put, while `open` */
+    bool open;
 };
 
 void out_init(struct out *o, struct tree_io *io, size_t cap);
@@ -70,6 +73,8 @@ void out_u64(struct out *o, uint64_t v);
 void out_meta(struct out *o, const struct meta *m);
 void out_str(struct out *o, const void *p, size_t n);
 void out_end(struct out *o);
+/* Takes back a record that was begun. */
+void out_undo(struct out *o);
 bool out_flush(struct out *o, struct error *err);
 bool out_note(struct out *o, enum tree_note note, const char *path, struct error *err);
 /* REC_FAILED or REC_RESULT's reason: code, errno, message. */
@@ -96,7 +101,8 @@ void in_meta(struct cursor *c, struct meta *m);
 /* The other side's reason, checked. */
 bool in_reason(struct cursor *c, struct error *reason);
 /* Moves a note into stats and the callback. */
-bool in_note(struct cursor *c, const struct tree_opts *opts, struct tree_stats *stats, struct error *err);
+bool in_note(struct cursor *c, const struct tree_opts *opts, struct tree_stats *stats,
+             struct error *err);
 
 /* Names in messages may hold anything: makes control characters visible. */
 void error_visible(struct error *err);

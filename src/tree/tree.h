@@ -1,10 +1,10 @@
 /* File trees as one byte stream (docs/files.md): one side sends, the other receives. Shared by the
  * helper on the VM and by exedev; needs nothing but libc and base. Neither side trusts the other:
- * names are single components, opened one at a time without following links, so that nothing is ever
- * read or written outside what the caller named; every length and count has a limit.
+ * names are single components, opened one at a time without following links, so that nothing is
+ * ever read or written outside what the caller named; every length and count has a limit.
  *
- * Memory stays below 16 MB whatever the tree. Blocking; any number of threads at once, each with its
- * own stream. Nothing temporary is left when a call returns, whatever it returns. */
+ * Memory stays below 16 MB whatever the tree. Blocking; any number of threads at once, each with
+ * its own stream. Nothing temporary is left when a call returns, whatever it returns. */
 #ifndef TREE_TREE_H
 #define TREE_TREE_H
 
@@ -15,7 +15,8 @@
 
 #include "base/error.h"
 
-/* The two directions of a stream. read: 1..n bytes, 0 at the end, -1 with err. write: all or false. */
+/* The two directions of a stream. read: 1..n bytes, 0 at the end, -1 with err. write: all or false.
+ */
 struct tree_io {
     ssize_t (*read)(void *arg, void *p, size_t n, struct error *err);
     bool (*write)(void *arg, const void *p, size_t n, struct error *err);
@@ -31,26 +32,29 @@ struct tree_io tree_io_fds(struct tree_fds *fds);
 enum tree_kind { TREE_ANY, TREE_FILE, TREE_DIR };
 
 struct tree_source {
-    const char *path;      /* its last component may be a link, which is followed */
-    enum tree_kind kind;   /* another kind on disk is an error */
-    bool follow;           /* links inside are followed, as tar -h does */
+    const char *path;           /* its last component may be a link, which is followed */
+    enum tree_kind kind;        /* another kind on disk is an error */
+    bool follow;                /* links inside are followed, as tar -h does */
     const char *const *exclude; /* globs as tar's --exclude, matched against ./a/b; not for files */
     size_t n_exclude;
 };
 
 enum tree_placement {
-    TREE_REPLACE, /* a folder: staged beside the target, then swapped with it. A file: renamed over it */
+    TREE_REPLACE, /* a folder: staged beside the target, then swapped with it. A file: renamed over
+                     it */
     TREE_MERGE,   /* into an existing folder: every file replaced as a whole, others left alone */
 };
 
 struct tree_target {
-    const char *path;      /* missing parents are made, mode 0777 & ~umask */
-    const char *into;      /* when path is an existing folder or ends in '/': the name to take in it. NULL: path itself */
-    const char *inside;    /* a folder path is below; what follows it is resolved without links. NULL: none */
-    enum tree_kind kind;   /* another kind in the stream is an error */
+    const char *path; /* missing parents are made, mode 0777 & ~umask */
+    const char *into; /* when path is an existing folder or ends in '/': the name to take in it.
+                         NULL: path itself */
+    const char
+        *inside; /* a folder path is below; what follows it is resolved without links. NULL: none */
+    enum tree_kind kind; /* another kind in the stream is an error */
     enum tree_placement placement;
-    bool remove;           /* TREE_MERGE: delete what the source lacks, the excluded ones apart */
-    int mode;              /* of the target itself; -1: the source's */
+    bool remove; /* TREE_MERGE: delete what the source lacks, the excluded ones apart */
+    int mode;    /* of the target itself; -1: the source's */
     const char *const *exclude;
     size_t n_exclude;
 };
@@ -76,7 +80,15 @@ struct tree_stats {
     uint64_t total_entries, total_bytes; /* announced before the first one; 0: not asked for */
 };
 
-enum tree_note { TREE_ENTRY, TREE_SAME, TREE_DELETED, TREE_VANISHED, TREE_CHANGED, TREE_SKIPPED, TREE_DANGLING };
+enum tree_note {
+    TREE_ENTRY,
+    TREE_SAME,
+    TREE_DELETED,
+    TREE_VANISHED,
+    TREE_CHANGED,
+    TREE_SKIPPED,
+    TREE_DANGLING
+};
 
 struct tree_opts {
     bool update;       /* send only what differs by size and time */
@@ -86,27 +98,29 @@ struct tree_opts {
     bool keep_special; /* receiver: setuid, setgid, sticky bits are taken over */
     bool refuse_case;  /* receiver: names in a folder that differ only by case are an error */
     struct tree_limits limits;
-    const char *peer;  /* names the other side in messages ("the VM"); NULL: "the other side" */
-    /* Called for each entry that is sent or received (path as in ./a/b, valid during the call) and, with
-     * path NULL, at least each 256 KiB of a file. May be NULL. The other side's VANISHED, CHANGED,
-     * SKIPPED, DANGLING and DELETED arrive too, the first hundred of them. */
-    void (*progress)(void *arg, enum tree_note note, const char *path, const struct tree_stats *now);
+    const char *peer; /* names the other side in messages ("the VM"); NULL: "the other side" */
+    /* Called for each entry that is sent or received (path as in ./a/b, valid during the call) and,
+     * with path NULL, at least each 256 KiB of a file. May be NULL. The other side's VANISHED,
+     * CHANGED, SKIPPED, DANGLING and DELETED arrive too, the first hundred of them. */
+    void (*progress)(void *arg, enum tree_note note, const char *path,
+                     const struct tree_stats *now);
     void *arg;
 };
 
-/* Sends n sources, in order, and waits for the receiver's confirmation: true means that every one is
- * in place at the other side. Both sides need the same update, checksum, dry_run and n. */
-bool tree_send(const struct tree_source *sources, size_t n, const struct tree_opts *opts, struct tree_io *io,
-               struct tree_stats *stats, struct error *err);
+/* Sends n sources, in order, and waits for the receiver's confirmation: true means that every one
+ * is in place at the other side. Both sides need the same update, checksum, dry_run and n. */
+bool tree_send(const struct tree_source *sources, size_t n, const struct tree_opts *opts,
+               struct tree_io *io, struct tree_stats *stats, struct error *err);
 
 /* Receives n targets, each put in place when its last byte is there. On failure those before the
  * failed one stay, and the failed one is as it was (TREE_REPLACE) or holds some whole new files
  * (TREE_MERGE). The other side learns the reason. */
-bool tree_receive(const struct tree_target *targets, size_t n, const struct tree_opts *opts, struct tree_io *io,
-                  struct tree_stats *stats, struct error *err);
+bool tree_receive(const struct tree_target *targets, size_t n, const struct tree_opts *opts,
+                  struct tree_io *io, struct tree_stats *stats, struct error *err);
 
 /* Counts what a source would send. */
-bool tree_measure(const struct tree_source *source, uint64_t *entries, uint64_t *bytes, struct error *err);
+bool tree_measure(const struct tree_source *source, uint64_t *entries, uint64_t *bytes,
+                  struct error *err);
 
 /* Removes dirfd/name and everything below it, following nothing. Absent is success. */
 bool tree_remove_at(int dirfd, const char *name, struct error *err);

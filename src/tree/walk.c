@@ -57,13 +57,16 @@ static bool enter(struct walk *w, int fd, const struct stat *st, struct error *e
     for (unsigned i = 0; i < w->depth; i++) {
         if (w->stack[i].st.st_ino == st->st_ino && w->stack[i].st.st_dev == st->st_dev) {
             close(fd);
-            return error_set(err, ERR_INVALID,
-                             "`%s` is a link to a folder it is in; it cannot be followed: exclude it", w->path.data);
+            return error_set(
+                err, ERR_INVALID,
+                "`%s` is a link to a folder it is in; it cannot be followed: exclude it",
+                w->path.data);
         }
     }
     if (w->depth > w->max_depth) {
         close(fd);
-        return error_set(err, ERR_TOO_LARGE, "`%s`: deeper than %u folders, the limit", w->path.data, w->max_depth);
+        return error_set(err, ERR_TOO_LARGE, "`%s`: deeper than %u folders, the limit",
+                         w->path.data, w->max_depth);
     }
     if (w->depth == w->cap) {
         w->cap = w->cap ? w->cap * 2 : 16;
@@ -98,11 +101,12 @@ static int start(struct walk *w, struct item *item, struct error *err)
         return -1;
     }
     if (w->src->kind != TREE_ANY && (w->src->kind == TREE_FILE) != file) {
-        error_set(err, ERR_INVALID, "`%s` is a %s, a %s was expected", path, file ? "file" : "folder",
-                  file ? "folder" : "file");
+        error_set(err, ERR_INVALID, "`%s` is a %s, a %s was expected", path,
+                  file ? "file" : "folder", file ? "folder" : "file");
         return -1;
     }
-    *item = (struct item){.kind = file ? ITEM_FILE : ITEM_DIR, .root = true, .path = path, .st = st};
+    *item =
+        (struct item){.kind = file ? ITEM_FILE : ITEM_DIR, .root = true, .path = path, .st = st};
     if (file)
         return 1;
     buf_puts(&w->path, ".");
@@ -123,7 +127,8 @@ static bool note(struct walk *w, enum tree_note n, struct error *err)
 }
 
 /* The entry at path. 1: *item; 0: left out; -1 */
-static int look(struct walk *w, struct frame *f, const char *name, struct item *item, struct error *err)
+static int look(struct walk *w, struct frame *f, const char *name, struct item *item,
+                struct error *err)
 {
     struct stat *st = &item->st;
     bool follow = w->src->follow;
@@ -143,11 +148,13 @@ static int look(struct walk *w, struct frame *f, const char *name, struct item *
         item->kind = ITEM_SYMLINK;
     } else if (S_ISDIR(st->st_mode)) {
         item->kind = ITEM_DIR;
-        int fd = openat(f->dir->fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW));
+        int fd = openat(f->dir->fd, name,
+                        O_RDONLY | O_DIRECTORY | O_CLOEXEC | (follow ? 0 : O_NOFOLLOW));
         if (fd < 0 && errno == ENOENT)
             return note(w, TREE_VANISHED, err) ? 0 : -1;
         if (fd < 0 && (errno == ELOOP || errno == ENOTDIR)) {
-            error_set(err, ERR_UNSAFE, "`%s` was a folder and became something else while it was read",
+            error_set(err, ERR_UNSAFE,
+                      "`%s` was a folder and became something else while it was read",
                       w->path.data);
             return -1;
         }
@@ -183,7 +190,8 @@ int walk_next(struct walk *w, struct item *item, struct error *err)
             return -1;
         }
         if (!name) {
-            *item = (struct item){.kind = ITEM_LEAVE, .root = w->depth == 1, .path = w->path.data, .st = f->st};
+            *item = (struct item){
+                .kind = ITEM_LEAVE, .root = w->depth == 1, .path = w->path.data, .st = f->st};
             leave(w);
             return 1;
         }

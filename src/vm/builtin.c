@@ -2,9 +2,12 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "tree/tree.h"
 #include "vm/vm.h"
 
 static const struct builtin builtins[] = {
+    {"files-in", tree_in_main},
+    {"files-out", tree_out_main},
     {"timer", timer_main},
 };
 
