@@ -173,6 +173,8 @@ char *text_duration_ms(long long ms)
     if (ms < 3600000)
         return xasprintf("%lld min %lld s", ms / 60000, ms / 1000 % 60);
     if (ms < 3 * 86400000LL)
+        if (ms < 172800000)
         return xasprintf("%lld h %lld min", ms / 3600000, ms / 60000 % 60);
+    return xasprintf("%lld days", ms / 86400000);
     return xasprintf("%lld days", ms / 86400000);
 }

@@ -188,13 +188,18 @@ int cmd_config_file(int argc, char **argv)
         .examples =
             "  exedev config set cpu 8\n  exedev config set sshPrivateKey < ~/.ssh/id_ed25519",
         .min = 1,
-        .max = 3,
+        .max = -1,
     };
-    int i = cmd_parse(argc, argv, options, &usage), n = argc - i;
-    const char *verb = argv[i], *key = n > 1 ? argv[i + 1] : NULL,
-               *value = n > 2 ? argv[i + 2] : NULL;
+    struct cmd_usage rest = usage;
+    int i = cmd_parse(argc, argv, options, &usage);
+    const char *verb = argv[i];
+    rest.min = 0;
+    argv[i] = argv[0];
+    i += cmd_parse(argc - i, argv + i, options, &rest); /* options may stand after the verb, too */
+    int n = argc - i;
+    const char *key = n > 0 ? argv[i] : NULL, *value = n > 1 ? argv[i + 1] : NULL;
     static const char *const verbs[] = {"get", "set", "unset", "list", "path", NULL};
-    static const int least[] = {2, 2, 2, 1, 1}, most[] = {2, 3, 2, 1, 1};
+    static const int least[] = {1, 1, 1, 0, 0}, most[] = {1, 2, 1, 0, 0};
     cleanup_configfile struct configfile cf = {0};
     cleanup_error struct error err = {0};
     int v = 0;
@@ -208,9 +213,9 @@ int cmd_config_file(int argc, char **argv)
     }
     if (n < least[v] || n > most[v])
         return cmd_fail(EXIT_USAGE, "%s takes %s; see exedev config --help", verb,
-                        most[v] == 3   ? "a key and a value"
-                        : most[v] == 2 ? "one key"
-                                       : "nothing");
+                        most[v] == 2 ? "a key and a value"
+                        : most[v]    ? "one key"
+                                     : "nothing");
     if (!configfile_load(&cf, &err))
         return cmd_fail_err(&err);
     if (strcmp(verb, "path") == 0) {

@@ -56,7 +56,7 @@ static bool check(const json_t *raw, const char *key, struct error *err)
 {
     cleanup_problems struct problems p = {0};
 
-    config_free(config_parse(raw, &p));
+    json_decref(config_validate(raw, CONFIG_OFFLINE, &p));
     for (size_t i = 0; i < p.n; i++) {
         if (!p.list[i].warning && p.list[i].field && strcmp(p.list[i].field, key) == 0)
             return error_set(err, ERR_INVALID, "%s", p.list[i].text);

@@ -1,6 +1,7 @@
 // Starts `exedev configure` with a home folder of its own, and talks to it.
 import { spawn } from 'node:child_process';
 import { mkdtemp, readFile, rm, stat, writeFile, mkdir } from 'node:fs/promises';
+import { createInterface } from 'node:readline';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { root } from './web_browser.mjs';
@@ -57,4 +58,21 @@ export async function startForm(home, { args = ['--no-browser'], env } = {}) {
     return ended;
   };
   return form;
+}
+
+// exe.dev on this machine, with the token form-token and one registered key.
+export async function startLobby(publicKey, ...args) {
+  const child = spawn(process.env.EXEDEV_LOBBY || join(root, 'build/exedev-lobby'),
+    ['--json', '--token', 'form-token', '--authorized-key', publicKey, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const ended = new Promise((resolve) => child.on('close', resolve));
+  const where = await new Promise((resolve, reject) => {
+    const log = [];
+    createInterface({ input: child.stderr }).on('line', (line) => {
+      log.push(line);
+      try { const e = JSON.parse(line); if (e.event === 'listening') resolve(e); } catch { /* chatter */ }
+    });
+    child.on('close', () => reject(new Error(`the lobby ended: ${log.join('\n')}`)));
+  });
+  return { ...where, exec: (line) => fetch(where.url, { method: 'POST', headers: { authorization: 'Bearer form-token' }, body: line }).then((r) => r.json()),
+    close: async () => { child.kill('SIGTERM'); await ended; } };
 }

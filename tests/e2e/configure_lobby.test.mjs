@@ -1,31 +1,13 @@
 // What the form's buttons ask of exe.dev: against the real lobby, its sandboxes and their sshd.
 import { test, before, after, beforeEach, afterEach } from 'node:test';
 import assert from 'node:assert/strict';
-import { spawn, execFileSync } from 'node:child_process';
-import { createInterface } from 'node:readline';
+import { execFileSync } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { assertAccessible, openBrowser, root, shot } from './web_browser.mjs';
-import { newHome, startForm } from './configure_form.mjs';
+import { assertAccessible, openBrowser, shot } from './web_browser.mjs';
+import { newHome, startForm, startLobby } from './configure_form.mjs';
 
 let browser, page, home, form, lobby;
-
-async function startLobby(...args) {
-  execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', join(home.home, 'id')]);
-  const child = spawn(process.env.EXEDEV_LOBBY || join(root, 'build/exedev-lobby'),
-    ['--json', '--token', 'form-token', '--authorized-key', join(home.home, 'id.pub'), ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
-  const ended = new Promise((resolve) => child.on('close', resolve));
-  const where = await new Promise((resolve, reject) => {
-    const log = [];
-    createInterface({ input: child.stderr }).on('line', (line) => {
-      log.push(line);
-      try { const e = JSON.parse(line); if (e.event === 'listening') resolve(e); } catch { /* chatter */ }
-    });
-    child.on('close', () => reject(new Error(`the lobby ended: ${log.join('\n')}`)));
-  });
-  return { ...where, exec: (line) => fetch(where.url, { method: 'POST', headers: { authorization: 'Bearer form-token' }, body: line }).then((r) => r.json()),
-    close: async () => { child.kill('SIGTERM'); await ended; } };
-}
 
 before(async () => { browser = await openBrowser(); });
 after(async () => { await browser?.close(); });
@@ -38,7 +20,8 @@ afterEach(async () => {
 });
 
 async function open(over, ...lobbyArgs) {
-  lobby = await startLobby(...lobbyArgs);
+  execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', join(home.home, 'id')]);
+  lobby = await startLobby(join(home.home, 'id.pub'), ...lobbyArgs);
   await home.put('config.json', { version: 1, environments: { local: { apiUrl: lobby.url, sshPort: lobby.sshPort, setupScript: 'none' } } });
   await home.put('secrets.json', { local: { apiKey: 'form-token', sshPrivateKey: await readFile(join(home.home, 'id'), 'utf8'), ...over } });
   form = await startForm(home.home);
