@@ -31,6 +31,15 @@ static struct answer record_or(json_t *record, const struct error *err)
     return record ? (struct answer){200, record} : failed(err);
 }
 
+/* The words stay the lexer's, each of them once: they are freed by it. */
+static void keep_word(char **argv, size_t *kept, size_t i)
+{
+    char *word = argv[i];
+
+    argv[i] = argv[*kept];
+    argv[(*kept)++] = word;
+}
+
 /* Drops --json wherever it stands; false when another flag is there. */
 static bool plain_words(char **argv, size_t *n)
 {
@@ -41,7 +50,7 @@ static bool plain_words(char **argv, size_t *n)
             continue;
         if (argv[i][0] == '-')
             return false;
-        argv[kept++] = argv[i];
+        keep_word(argv, &kept, i);
     }
     *n = kept;
     return true;
@@ -126,7 +135,7 @@ static struct answer run_tag(char **argv, size_t n, const struct caller *who)
         if (strcmp(argv[i], "-d") == 0)
             remove = true;
         else if (strcmp(argv[i], "--json") != 0)
-            argv[kept++] = argv[i];
+            keep_word(argv, &kept, i);
     }
     if (kept < 2)
         return answer_error(422, "usage: tag [-d] NAME TAG...");
