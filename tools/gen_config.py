@@ -82,7 +82,9 @@ def manifest(schema, base_path, version):
             out["version"] = version
     for driver in out["environmentDrivers"]:
         driver["configSchema"] = form
-    return "module.exports = " + json.dumps(out, indent=2, ensure_ascii=True) + ";\n"
+    # CommonJS like the worker beside it, which Node starts sooner than a module. Paperclip imports the manifest
+    # again after an upgrade in the same folder: Node must not have kept the old one.
+    return "module.exports = " + json.dumps(out, indent=2, ensure_ascii=True) + ";\ndelete require.cache[__filename];\n"
 
 
 def default_of(p):
