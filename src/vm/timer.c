@@ -30,6 +30,16 @@ struct timer {
     long pid;
 };
 
+static void timer_clear(struct timer *t)
+{
+    if (t->fd >= 0)
+        close(t->fd);
+    free(t->path);
+    free(t->dir);
+    *t = (struct timer){.fd = -1};
+}
+#define cleanup_timer __attribute__((cleanup(timer_clear)))
+
 static bool locked(int fd)
 {
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
@@ -43,7 +53,6 @@ static bool open_timer(struct timer *t)
     cleanup_free char *home = home_folder();
     char text[64] = "";
 
-    *t = (struct timer){.fd = -1};
     t->dir = private_folder(home);
     if (!t->dir) {
         fputs("timer: there is no private folder to keep it in\n", stderr);
@@ -132,10 +141,9 @@ static int arm(struct timer *t, const char *text)
         fputs("timer: arm: its process could not be started\n", stderr);
         return 1;
     }
+    close(ready[0]);
     /* The pipe closed because the daemon's exec went through, or because it ended: the lock tells. */
-    close(t->fd);
-    free(t->path);
-    free(t->dir);
+    timer_clear(t);
     if (!open_timer(t) || t->epoch != epoch) {
         fputs("timer: arm: its process ended at once\n", stderr);
         return 1;
@@ -146,7 +154,7 @@ static int arm(struct timer *t, const char *text)
 
 int timer_main(int argc, char **argv)
 {
-    struct timer t;
+    cleanup_timer struct timer t = {.fd = -1};
     const char *verb = argc > 1 ? argv[1] : "";
 
     if (!(argc == 3 && !strcmp(verb, "arm")) && !(argc == 2 && (!strcmp(verb, "read") || !strcmp(verb, "disarm")))) {
