@@ -96,7 +96,17 @@ static UNUSED void write_home(const char *name, const char *text)
     assert_int_equal(fclose(f), 0);
 }
 
-static UNUSED void vm_send(struct vm *v, uint8_t type, uint8_t channel, uint32_t stream, const void *p, size_t n)
+static UNUSED char *filled(size_t n)
+{
+    char *s = xmalloc(n + 1);
+
+    memset(s, 'x', n);
+    s[n] = 0;
+    return s;
+}
+
+static UNUSED void vm_send(struct vm *v, uint8_t type, uint8_t channel, uint32_t stream,
+                           const void *p, size_t n)
 {
     struct buf b = {0};
 
@@ -110,7 +120,8 @@ static UNUSED void vm_send(struct vm *v, uint8_t type, uint8_t channel, uint32_t
     buf_free(&b);
 }
 
-static UNUSED void vm_send_u32s(struct vm *v, uint8_t type, uint8_t channel, uint32_t stream, int n, ...)
+static UNUSED void vm_send_u32s(struct vm *v, uint8_t type, uint8_t channel, uint32_t stream, int n,
+                                ...)
 {
     struct buf b = {0};
     va_list ap;
