@@ -4,7 +4,7 @@
   gen_config.py fields SCHEMA                       C initialisers of config_fields[]
   gen_config.py manifest SCHEMA MANIFEST VERSION    the npm package's dist/manifest.js
   gen_config.py table SCHEMA                        the settings table, Markdown
-  gen_config.py man SCHEMA                          the same as man(7) paragraphs
+  gen_config.py man SCHEMA VERSION DATE             exedev-settings(7)
   gen_config.py page SCHEMA                         docs/settings.md
 """
 import copy
@@ -126,19 +126,26 @@ def table(schema):
     return "\n".join(out)
 
 
-def man(schema):
+def man(schema, version, date):
     def roff(text):
         text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "")
         return "\\&" + text if text[:1] in ".'" else text
 
-    out = []
+    out = [
+        f'.TH EXEDEV-SETTINGS 7 "{date}" "exedev {version}" "exedev manual"',
+        ".SH NAME",
+        "exedev\\-settings \\- the settings of exedev and of its Paperclip plugin",
+        ".SH DESCRIPTION",
+        "A setting such as sshPort is \\-\\-ssh\\-port on the command line and EXEDEV_SSH_PORT in the environment.",
+        "Secrets are read from files (\\-\\-api\\-key\\-file, \\-\\-ssh\\-key\\-file), never from the command line.",
+    ]
     for group, members in groups(schema):
         out.append(f".SS {group}")
         for key, p in members:
             default = default_of(p)
             what = kind(p) + (f"; default {default}" if default else "")
             out += [".TP", f".BR {roff(key)} \" ({roff(what)})\"", roff(p["description"])]
-    return "\n".join(out) + "\n"
+    return "\n".join(out + [".SH SEE ALSO", ".BR exedev (1)"]) + "\n"
 
 
 def page(schema):
@@ -160,8 +167,8 @@ def main(args):
         sys.stdout.write(manifest(schema, *rest))
     elif verb == "table":
         sys.stdout.write(table(schema))
-    elif verb == "man":
-        sys.stdout.write(man(schema))
+    elif verb == "man" and len(rest) == 2:
+        sys.stdout.write(man(schema, *rest))
     elif verb == "page":
         sys.stdout.write(page(schema))
     else:
