@@ -18,6 +18,8 @@ CMD(gc);
 CMD(help);
 CMD(ls);
 CMD(probe);
+CMD(pull);
+CMD(push);
 CMD(rm);
 CMD(shell);
 CMD(template);
@@ -29,6 +31,8 @@ CMD(worker);
 const struct cmd commands[] = {
     {"exec", "Work", "run a command on a VM", cmd_exec},
     {"shell", "Work", "open a shell on a VM", cmd_shell},
+    {"push", "Work", "copy files to a VM", cmd_push},
+    {"pull", "Work", "copy files from a VM", cmd_pull},
     {"ls", "VMs", "list VMs", cmd_ls},
     {"rm", "VMs", "delete VMs", cmd_rm},
     {"gc", "VMs", "remove VMs that were left behind", cmd_gc},

@@ -189,8 +189,8 @@ static void describe(struct args *a, const struct transfer_item *items, size_t n
         add_if(a, !push && it->follow, "--follow");
         if (!push)
             continue;
-        if (o->into)
-            add(a, "--into=", o->into);
+        if (it->into)
+            add(a, "--into=", it->into);
         snprintf(mode, sizeof mode, "%o", (unsigned)it->mode & 07777);
         if (it->mode >= 0)
             add(a, "--mode=", mode);
@@ -300,7 +300,7 @@ bool transfer_pull_items(struct link *l, const struct transfer_item *items, size
     for (size_t i = 0; i < n; i++)
         targets[i] = (struct tree_target){
             .path = items[i].local,
-            .into = opts->into,
+            .into = items[i].into,
             .inside = items[i].inside,
             .kind = items[i].kind,
             .placement = opts->merge ? TREE_MERGE : TREE_REPLACE,

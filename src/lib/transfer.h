@@ -30,9 +30,7 @@ struct transfer_opts {
     bool remove;           /* with merge: delete what the source lacks (excluded entries apart) */
     bool follow;           /* send what links lead to (tar -h) */
     bool dry_run;
-    bool refuse_case; /* pull: names that differ only by case are an error */
-    const char
-        *into; /* when the target is an existing folder or ends in '/': the name to take in it */
+    bool refuse_case;           /* pull: names that differ only by case are an error */
     const char *const *exclude; /* globs as tar's --exclude */
     size_t n_exclude;
     struct tree_limits limits; /* of what a VM may send; 0: defaults */
@@ -52,8 +50,10 @@ struct transfer_item {
     const char *local, *remote;
     enum tree_kind kind; /* TREE_ANY: either */
     int mode;            /* of the target itself; -1: the source's */
+    /* pull: a folder `local` is below; what follows it is resolved without links */
+    const char *inside;
     const char
-        *inside; /* pull: a folder `local` is below; what follows it is resolved without links */
+        *into; /* when the target is an existing folder or ends in '/': the name to take in it */
     bool follow;
     const char *const *exclude;
     size_t n_exclude;
@@ -68,8 +68,8 @@ bool transfer_pull(struct link *l, const char *remote, const char *local,
                    const struct transfer_opts *opts, struct transfer_stats *stats,
                    struct error *err);
 
-/* Items in their order, each placed when it is complete; the first failure ends it. opts' exclude,
- * follow and into are not used: the items have their own. */
+/* Items in their order, each placed when it is complete; the first failure ends it. opts' exclude
+ * and follow are not used: the items have their own. */
 bool transfer_push_items(struct link *l, const struct transfer_item *items, size_t n,
                          const struct transfer_opts *opts, struct transfer_stats *stats,
                          struct error *err);
