@@ -21,6 +21,7 @@ CMD(probe);
 CMD(pull);
 CMD(push);
 CMD(rm);
+CMD(run);
 CMD(shell);
 CMD(template);
 CMD(token);
@@ -29,6 +30,7 @@ CMD(version);
 CMD(worker);
 
 const struct cmd commands[] = {
+    {"run", "Work", "run a command on a fresh VM with this folder on it", cmd_run},
     {"exec", "Work", "run a command on a VM", cmd_exec},
     {"shell", "Work", "open a shell on a VM", cmd_shell},
     {"push", "Work", "copy files to a VM", cmd_push},

@@ -14,9 +14,6 @@ lint() {
         "${src[@]}"
     say "clang-tidy"
     printf '%s\0' "${src[@]}" | grep -zv '^src/vm/' | xargs -0 -P2 -n8 clang-tidy --quiet -p build 2>/dev/null
-    say "generated documents"
-    python3 tools/gen_config.py page src/schema/config.json | diff -u - docs/settings.md ||
-        die "docs/settings.md is not what tools/gen_config.py makes of the schema: make it again"
     say "shell scripts"
     shellcheck -x -S warning dev .ci/run tools/*.sh tools/dev/*.sh
     say "scripts in JavaScript"
