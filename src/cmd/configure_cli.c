@@ -205,18 +205,17 @@ static bool ask_rest(struct configfile *cf, const char *name, struct error *err)
         return err->code == ERR_NONE;
     puts("Enter leaves a setting as it is, - forgets it.");
     for (; f->key; f++) {
-        const char *group = f->group;
-        bool seen = !group;
+        bool seen = !f->group;
         for (const struct config_field *g = config_fields; g < f && !seen; g++)
-            seen = g->group && strcmp(g->group, group) == 0;
+            seen = g->group && f->group && strcmp(g->group, f->group) == 0;
         if (seen)
             continue;
-        cleanup_free char *question = xasprintf("\n%s?", group);
+        cleanup_free char *question = xasprintf("\n%s?", f->group);
         bool yes = terminal_yes(question, false, err);
         if (err->code)
             return false;
         for (const struct config_field *g = f; yes && g->key; g++) {
-            if (g->group && strcmp(g->group, group) == 0 && !ask_field(cf, name, g, err))
+            if (g->group && strcmp(g->group, f->group) == 0 && !ask_field(cf, name, g, err))
                 return false;
         }
     }

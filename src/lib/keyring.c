@@ -19,9 +19,8 @@ static bool run(const char *const *argv, const char *in, struct buf *out, int *c
                 struct error *err)
 {
     cleanup_buf struct buf complaint = {0};
-    int status = 0;
+    int status;
 
-    *code = -1;
     if (!spawn_run(argv, in ? in : "", in ? strlen(in) : 0, out, &complaint, KEYRING_MAX,
                    deadline_in(KEYRING_MS), &status, err))
         return error_prefix(err, "ask the desktop keyring");

@@ -124,7 +124,9 @@ static bool furnish(struct lease_vm *v, const struct lease_request *req, int64_t
     }
     guest_clear(&g);
     link_unref(l);
-    return ok || error_prefix(err, "VM %s", v->name);
+    if (!ok && !strstr(err->msg, v->name))
+        error_prefix(err, "VM %s", v->name);
+    return ok;
 }
 
 bool lease_acquire(const struct config *cfg, const struct lease_request *req, struct cancel *cancel,

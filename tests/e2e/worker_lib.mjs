@@ -26,19 +26,24 @@ export async function until(what, text, ms = 20000) {
   }
 }
 
-export async function startLobby(args = []) {
+function spawnLobby(args) {
   const child = spawn(join(build, 'exedev-lobby'), ['--json', '--token', token, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
   const events = [];
-  const lines = createInterface({ input: child.stderr });
-  const told = await new Promise((resolve, reject) => {
-    lines.on('line', (line) => {
+  const said = [];
+  return new Promise((resolve, reject) => {
+    createInterface({ input: child.stderr }).on('line', (line) => {
+      said.push(line);
       let event;
       try { event = JSON.parse(line); } catch { return; }
       events.push(event);
-      if (event.event === 'listening') resolve(event);
+      if (event.event === 'listening') resolve({ child, events, told: event });
     });
-    child.on('exit', (code) => reject(new Error(`exedev-lobby ended with ${code}`)));
+    child.on('close', (code) => reject(new Error(`exedev-lobby ended with ${code}: ${said.slice(-5).join(' / ')}`)));
   });
+}
+
+export async function startLobby(args = []) {
+  const { child, events, told } = await spawnLobby(args);
   const privateKey = (await readFile(told.keyFile, 'utf8')).trim(); // as the host hands it on
   const post = async (url, body) => {
     const answer = await fetch(url, { method: 'POST', body, headers: { authorization: `Bearer ${token}`, 'content-type': 'text/plain' } });
@@ -53,7 +58,6 @@ export async function startLobby(args = []) {
     config: (more = {}) => ({ apiKey: token, apiUrl: told.url, sshPrivateKey: privateKey, sshPort: told.sshPort, timeoutMs: 60000,
       setupScript: 'none', connectionsPerTenSeconds: 100, ...more }),
     close: () => new Promise((resolve) => {
-      child.removeAllListeners('exit');
       child.on('exit', resolve);
       if (child.exitCode !== null || child.signalCode !== null) resolve();
       child.kill('SIGTERM');
