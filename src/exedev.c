@@ -18,7 +18,10 @@ CMD(gc);
 CMD(help);
 CMD(ls);
 CMD(probe);
+CMD(pull);
+CMD(push);
 CMD(rm);
+CMD(run);
 CMD(shell);
 CMD(template);
 CMD(token);
@@ -27,8 +30,11 @@ CMD(version);
 CMD(worker);
 
 const struct cmd commands[] = {
+    {"run", "Work", "run a command on a fresh VM with this folder on it", cmd_run},
     {"exec", "Work", "run a command on a VM", cmd_exec},
     {"shell", "Work", "open a shell on a VM", cmd_shell},
+    {"push", "Work", "copy files to a VM", cmd_push},
+    {"pull", "Work", "copy files from a VM", cmd_pull},
     {"ls", "VMs", "list VMs", cmd_ls},
     {"rm", "VMs", "delete VMs", cmd_rm},
     {"gc", "VMs", "remove VMs that were left behind", cmd_gc},

@@ -4,15 +4,14 @@
   gen_config.py fields SCHEMA                       C initialisers of config_fields[]
   gen_config.py manifest SCHEMA MANIFEST VERSION    the npm package's dist/manifest.js
   gen_config.py table SCHEMA                        the settings table, Markdown
-  gen_config.py man SCHEMA                          the same as man(7) paragraphs
-  gen_config.py readme SCHEMA README [--check]      the table between the settings marks of a file
+  gen_config.py man SCHEMA VERSION DATE             exedev-settings(7)
+  gen_config.py page SCHEMA                         docs/settings.md
 """
 import copy
 import json
 import re
 import sys
 
-BEGIN, END = "<!-- settings: made by tools/gen_config.py -->", "<!-- end of settings -->"
 TYPES = {"string", "integer", "list", "map", "flag"}
 
 
@@ -127,35 +126,35 @@ def table(schema):
     return "\n".join(out)
 
 
-def man(schema):
+def man(schema, version, date):
     def roff(text):
         text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "")
         return "\\&" + text if text[:1] in ".'" else text
 
-    out = []
+    out = [
+        f'.TH EXEDEV-SETTINGS 7 "{date}" "exedev {version}" "exedev manual"',
+        ".SH NAME",
+        "exedev\\-settings \\- the settings of exedev and of its Paperclip plugin",
+        ".SH DESCRIPTION",
+        "A setting such as sshPort is \\-\\-ssh\\-port on the command line and EXEDEV_SSH_PORT in the environment.",
+        "Secrets are read from files (\\-\\-api\\-key\\-file, \\-\\-ssh\\-key\\-file), never from the command line.",
+    ]
     for group, members in groups(schema):
         out.append(f".SS {group}")
         for key, p in members:
             default = default_of(p)
             what = kind(p) + (f"; default {default}" if default else "")
             out += [".TP", f".BR {roff(key)} \" ({roff(what)})\"", roff(p["description"])]
-    return "\n".join(out) + "\n"
+    return "\n".join(out + [".SH SEE ALSO", ".BR exedev (1)"]) + "\n"
 
 
-def readme(schema, path, check):
-    with open(path, encoding="utf-8") as f:
-        text = f.read()
-    head, mark, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not mark or not end:
-        sys.exit(f"{path}: no settings marks ({BEGIN} ... {END})")
-    new = head + BEGIN + "\n\n" + table(schema) + "\n" + END + tail
-    if new == text:
-        return
-    if check:
-        sys.exit(f"{path}: the settings table is old; run tools/gen_config.py readme SCHEMA {path}")
-    with open(path, "w", encoding="utf-8") as f:
-        f.write(new)
+def page(schema):
+    return (
+        "# Settings\n\n"
+        "Made by `tools/gen_config.py page` from `src/schema/config.json`. `sshPort` is `--ssh-port` on the command line,\n"
+        "`EXEDEV_SSH_PORT` in the environment, and `sshPort` in Paperclip's form and in configuration files. Secrets are\n"
+        "read from files (`--api-key-file`, `--ssh-key-file`), never from the command line.\n\n" + table(schema)
+    )
 
 
 def main(args):
@@ -168,10 +167,10 @@ def main(args):
         sys.stdout.write(manifest(schema, *rest))
     elif verb == "table":
         sys.stdout.write(table(schema))
-    elif verb == "man":
-        sys.stdout.write(man(schema))
-    elif verb == "readme" and rest:
-        readme(schema, rest[0], "--check" in rest)
+    elif verb == "man" and len(rest) == 2:
+        sys.stdout.write(man(schema, *rest))
+    elif verb == "page":
+        sys.stdout.write(page(schema))
     else:
         sys.exit(__doc__)
 

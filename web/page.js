@@ -405,13 +405,14 @@ addEventListener('beforeunload', (e) => { if (changed || form.dirty) e.preventDe
 // The server ends when nobody does anything: a page that is merely open is nobody.
 let active = false;
 for (const what of ['keydown', 'pointerdown', 'input']) addEventListener(what, () => { active = true; }, { passive: true });
-setInterval(() => {
-  if (active) post('ping').catch((e) => say(e.message, 'bad'));
-  active = false;
-}, MINUTE);
 
 try {
-  take(await ask('state'));
+  const state = await ask('state');
+  setInterval(() => {
+    if (active) post('ping').catch((e) => say(e.message, 'bad'));
+    active = false;
+  }, Math.min(MINUTE, state.idleMs / 3));
+  take(state);
   show(environments.find((e) => e.name === defaultName) ?? environments[0] ?? null);
 } catch (e) {
   say(e.message, 'bad');

@@ -2,7 +2,8 @@
 #ifndef BASE_VMPROTO_H
 #define BASE_VMPROTO_H
 
-/* "EXEDEV\0\1": the last byte is the version. Written as an array's size in use: VM_MAGIC_LEN bytes. */
+/* "EXEDEV\0\1": the last byte is the version. Written as an array's size in use: VM_MAGIC_LEN
+ * bytes. */
 #define VM_MAGIC "EXEDEV\0\1"
 #define VM_MAGIC_LEN 8
 
@@ -16,12 +17,12 @@
 #define VM_MAX_REQUEST (2u << 20)
 #define VM_MAX_STRING 131071u
 #define VM_MAX_ARGS (1u << 20)
-#define VM_MAX_MESSAGE 4096u   /* FAIL, LOG */
+#define VM_MAX_MESSAGE 4096u /* FAIL, LOG */
 #define VM_MAX_SPOOL (256u << 20)
-#define VM_MAX_CHATTER 65536u  /* kept of what comes before HELLO */
+#define VM_MAX_CHATTER 65536u /* kept of what comes before HELLO */
 #define VM_LINGER_MS 100
-#define VM_MAX_KEY 64          /* of a durable session */
-#define VM_EXIT_PROTOCOL 76    /* EX_PROTOCOL of sysexits.h */
+#define VM_MAX_KEY 64       /* of a durable session */
+#define VM_EXIT_PROTOCOL 76 /* EX_PROTOCOL of sysexits.h */
 
 enum vm_type {
     VM_HELLO = 1,
@@ -61,7 +62,7 @@ enum {
     VM_OPEN_NO_STDIN = 1 << 2, /* stdin is at its end from the start */
     VM_OPEN_MERGE = 1 << 3,    /* stderr into stdout */
     VM_OPEN_KILL_BG = 1 << 4,  /* background children end with the command */
-    VM_OPEN_NVM = 1 << 5,      /* the login environment with nvm.sh sourced too; needs VM_OPEN_LOGIN */
+    VM_OPEN_NVM = 1 << 5, /* the login environment with nvm.sh sourced too; needs VM_OPEN_LOGIN */
     VM_OPEN_FLAGS = (1 << 6) - 1,
 };
 

@@ -205,17 +205,18 @@ static bool ask_rest(struct configfile *cf, const char *name, struct error *err)
         return err->code == ERR_NONE;
     puts("Enter leaves a setting as it is, - forgets it.");
     for (; f->key; f++) {
-        bool seen = !f->group;
+        const char *group = f->group;
+        bool seen = !group;
         for (const struct config_field *g = config_fields; g < f && !seen; g++)
-            seen = g->group && f->group && strcmp(g->group, f->group) == 0;
+            seen = g->group && strcmp(g->group, group) == 0;
         if (seen)
             continue;
-        cleanup_free char *question = xasprintf("\n%s?", f->group);
+        cleanup_free char *question = xasprintf("\n%s?", group);
         bool yes = terminal_yes(question, false, err);
         if (err->code)
             return false;
         for (const struct config_field *g = f; yes && g->key; g++) {
-            if (g->group && strcmp(g->group, f->group) == 0 && !ask_field(cf, name, g, err))
+            if (g->group && strcmp(g->group, group) == 0 && !ask_field(cf, name, g, err))
                 return false;
         }
     }

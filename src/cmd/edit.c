@@ -18,7 +18,7 @@ static bool known(const char *key, const struct config_field **field, struct err
     *field = config_field_find(base);
     if (*field)
         return true;
-    for (size_t i = 0; config_fields[i].key && i < 127; i++)
+    for (size_t i = 0; i < 127 && config_fields[i].key; i++)
         names[i] = config_fields[i].key;
     const char *near = cmd_nearest(key, names);
     return error_set(err, ERR_INVALID,

@@ -72,7 +72,7 @@ static void put_back(int sig)
 }
 
 /* One key press into the text; true when the text is complete. */
-static bool took(struct buf *text, char c, bool many, struct error *err)
+static bool took(struct buf *text, unsigned char c, bool many, struct error *err)
 {
     if (c == before.c_cc[VEOF])
         return text->len || !end_of_input(err);
@@ -86,7 +86,7 @@ static bool took(struct buf *text, char c, bool many, struct error *err)
         return false;
     }
     if (c != '\n' || many)
-        buf_putc(text, c);
+        buf_putc(text, (char)c);
     if (text->len > SECRET_MAX)
         return !error_set(err, ERR_TOO_LARGE, "more than %d characters: that is no key",
                           SECRET_MAX);
@@ -140,7 +140,7 @@ char *terminal_secret(const char *prompt, bool many, struct error *err)
             end_of_input(&why);
             break;
         }
-        if (took(&text, c, many, &why))
+        if (took(&text, (unsigned char)c, many, &why))
             break;
     }
     if (many && why.code == ERR_NONE)

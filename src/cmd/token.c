@@ -48,16 +48,19 @@ static char *token_from(const char *operand, struct error *err)
         if (c && c->api_key)
             return secret_dup(c->api_key);
         error_set(err, ERR_INVALID,
-                  "there is no token in the settings: name a file that holds one, or - for standard input");
+                  "there is no token in the settings: name a file that holds one, or - for "
+                  "standard input");
         return NULL;
     }
     if (text_starts(operand, "exe0.") || text_starts(operand, "exe1.")) {
-        fprintf(stderr, "exedev token: a token on the command line can be seen by every user of this machine, and stays in "
+        fprintf(stderr, "exedev token: a token on the command line can be seen by every user of "
+                        "this machine, and stays in "
                         "the shell's history; next time use a file, or - and standard input\n");
         return secret_dup(operand);
     }
-    if (strcmp(operand, "-") ? !io_read_file(operand, TOKEN_MAX + 2, &text, err)
-                             : !io_read_fd(STDIN_FILENO, "standard input", TOKEN_MAX + 2, &text, err))
+    if (strcmp(operand, "-")
+            ? !io_read_file(operand, TOKEN_MAX + 2, &text, err)
+            : !io_read_fd(STDIN_FILENO, "standard input", TOKEN_MAX + 2, &text, err))
         return NULL;
     cleanup_secret char *raw = secret_dupn(text.data ? text.data : "", text.len);
     cleanup_free char *trimmed = value_trim(raw);
@@ -68,7 +71,8 @@ static char *token_from(const char *operand, struct error *err)
 
 static bool usable(const struct token *t, int64_t now)
 {
-    bool ok = t->kind != TOKEN_EXE0 || (!strcmp(t->scope, "v0@exe.dev") && (!t->exp || t->exp > now) && t->nbf <= now);
+    bool ok = t->kind != TOKEN_EXE0 ||
+              (!strcmp(t->scope, "v0@exe.dev") && (!t->exp || t->exp > now) && t->nbf <= now);
 
     for (size_t i = 0; i < sizeof uses / sizeof *uses; i++)
         ok = ok && (!uses[i].always || token_allows(t, uses[i].command));
@@ -79,8 +83,8 @@ static void print_json(const struct token *t, bool ok)
 {
     static const char *const kinds[] = {"exe0", "exe1", "other"};
     cleanup_json json_t *o =
-        json_pack("{s:s, s:b, s:s?, s:s?, s:s?}", "kind", kinds[t->kind], "usable", ok, "scope", t->scope, "keyType",
-                  t->key_type, "fingerprint", t->fingerprint);
+        json_pack("{s:s, s:b, s:s?, s:s?, s:s?}", "kind", kinds[t->kind], "usable", ok, "scope",
+                  t->scope, "keyType", t->key_type, "fingerprint", t->fingerprint);
     json_t *lacks = json_array();
 
     json_object_set_new(o, "exp", t->exp ? json_integer(t->exp) : json_null());
@@ -101,8 +105,8 @@ static void print(const struct token *t, int64_t now, bool ok)
     fputs(text.data, stdout);
     for (size_t i = 0; i < sizeof uses / sizeof *uses && t->kind == TOKEN_EXE0; i++)
         if (!token_allows(t, uses[i].command))
-            printf("lacks:      %s, %s%s\n", uses[i].command, uses[i].always ? "needed " : "only needed ",
-                   uses[i].needed_for);
+            printf("lacks:      %s, %s%s\n", uses[i].command,
+                   uses[i].always ? "needed " : "only needed ", uses[i].needed_for);
     if (!ok)
         printf("This token cannot serve as apiKey; `exedev token mint` makes one that can.\n");
 }
@@ -116,8 +120,10 @@ static int inspect(int argc, char **argv)
     };
     static const struct cmd_usage usage = {
         .synopsis = "inspect [options] [FILE]",
-        .about = "Explains an exe.dev token: what it opens, which commands it allows, when it is valid, which key signed it, "
-                 "and what this program lacks with it. Reads the token from FILE, from standard input (-), or from the "
+        .about = "Explains an exe.dev token: what it opens, which commands it allows, when it is "
+                 "valid, which key signed it, "
+                 "and what this program lacks with it. Reads the token from FILE, from standard "
+                 "input (-), or from the "
                  "settings. Calls nobody; whether the signature counts only exe.dev can say.",
         .examples = "  exedev token inspect\n  exedev token inspect - <token.txt",
         .settings = true,
@@ -184,18 +190,23 @@ static bool from_settings(struct chosen *c, struct error *err)
         free(steal_ptr(c->path));
     }
     return error_set(err, ERR_INVALID,
-                     "there is no SSH key to sign with: name one with --key FILE, or --agent --public-key FILE; it must be "
+                     "there is no SSH key to sign with: name one with --key FILE, or --agent "
+                     "--public-key FILE; it must be "
                      "registered with the exe.dev account");
 }
 
-static bool choose(struct chosen *c, const char *key, bool agent, const char *public_key, struct error *err)
+static bool choose(struct chosen *c, const char *key, bool agent, const char *public_key,
+                   struct error *err)
 {
     if (agent) {
         c->signer.agent_socket = getenv("SSH_AUTH_SOCK");
         if (!c->signer.agent_socket || !*c->signer.agent_socket)
-            return error_set(err, ERR_INVALID, "SSH_AUTH_SOCK is not set: there is no SSH agent to sign with");
+            return error_set(err, ERR_INVALID,
+                             "SSH_AUTH_SOCK is not set: there is no SSH agent to sign with");
         if (!public_key)
-            return error_set(err, ERR_INVALID, "--agent needs --public-key FILE, to know which of the agent's keys to use");
+            return error_set(
+                err, ERR_INVALID,
+                "--agent needs --public-key FILE, to know which of the agent's keys to use");
         if (!io_read_file(public_key, 65536, &c->public_key, err))
             return false;
         buf_puts(&c->public_key, "\n");
@@ -215,23 +226,31 @@ static json_t *commands_of(const char *text)
 
 static int mint(int argc, char **argv)
 {
-    const char *cmds = NULL, *exp = "30d", *nbf = NULL, *vm = NULL, *key = NULL, *public_key = NULL, *output = NULL;
+    const char *cmds = NULL, *exp = "30d", *nbf = NULL, *vm = NULL, *key = NULL, *public_key = NULL,
+               *output = NULL;
     bool agent = false;
     const struct cmd_option options[] = {
-        {"cmds", 0, "LIST", "commands it allows, separated by commas (default " CMDS_DEFAULT ")", OPT_STRING, &cmds},
-        {"exp", 0, "SPAN", "how long it is valid: 30d, 12h, 45m, or never (default 30d)", OPT_STRING, &exp},
-        {"nbf", 0, "SPAN", "from when on it is valid, counted from now (default: at once)", OPT_STRING, &nbf},
+        {"cmds", 0, "LIST", "commands it allows, separated by commas (default " CMDS_DEFAULT ")",
+         OPT_STRING, &cmds},
+        {"exp", 0, "SPAN", "how long it is valid: 30d, 12h, 45m, or never (default 30d)",
+         OPT_STRING, &exp},
+        {"nbf", 0, "SPAN", "from when on it is valid, counted from now (default: at once)",
+         OPT_STRING, &nbf},
         {"vm", 0, "NAME", "a token for this VM's HTTPS proxy instead of the API", OPT_STRING, &vm},
         {"key", 'i', "FILE", "sign with this private key", OPT_STRING, &key},
-        {"agent", 0, NULL, "sign with a key in the SSH agent; needs --public-key", OPT_FLAG, &agent},
+        {"agent", 0, NULL, "sign with a key in the SSH agent; needs --public-key", OPT_FLAG,
+         &agent},
         {"public-key", 0, "FILE", "which of the agent's keys", OPT_STRING, &public_key},
-        {"output", 'o', "FILE", "write it to FILE (mode 600) instead of standard output", OPT_STRING, &output},
+        {"output", 'o', "FILE", "write it to FILE (mode 600) instead of standard output",
+         OPT_STRING, &output},
         {0},
     };
     static const struct cmd_usage usage = {
         .synopsis = "mint [options]",
-        .about = "Makes an exe.dev token by signing its permissions with an SSH key that is registered with the account "
-                 "(`ssh-keygen -Y sign`). Nobody is called, and exe.dev keeps no list: to take a token back, remove the key "
+        .about = "Makes an exe.dev token by signing its permissions with an SSH key that is "
+                 "registered with the account "
+                 "(`ssh-keygen -Y sign`). Nobody is called, and exe.dev keeps no list: to take a "
+                 "token back, remove the key "
                  "from the account.",
         .examples = "  exedev token mint --exp 90d --output ~/.config/exedev/token\n"
                     "  exedev token mint --cmds new,ls,rm --key ~/.ssh/id_ed25519\n"
@@ -245,10 +264,11 @@ static int mint(int argc, char **argv)
     int64_t now = time(NULL), from = 0, until = 0;
 
     if (vm && cmds)
-        return cmd_fail(EXIT_USAGE, "--cmds is for tokens of the API; one for a VM's HTTPS proxy has none");
+        return cmd_fail(EXIT_USAGE,
+                        "--cmds is for tokens of the API; one for a VM's HTTPS proxy has none");
     if (nbf && !token_duration(nbf, &from, &err))
         return cmd_fail(EXIT_USAGE, "--nbf: %s", err.msg);
-    if (strcmp(exp, "never") && !token_duration(exp, &until, &err))
+    if (strcmp(exp, "never") != 0 && !token_duration(exp, &until, &err))
         return cmd_fail(EXIT_USAGE, "--exp: %s, or never", err.msg);
     from = from ? now + from : 0;
     until = until ? (from ? from : now) + until : 0;
@@ -279,7 +299,8 @@ int cmd_token(int argc, char **argv)
     static const struct cmd_option none[] = {{0}};
     static const struct cmd_usage usage = {
         .synopsis = "inspect|mint [options]",
-        .about = "Explains an exe.dev token (inspect), or makes one from an SSH key (mint). `exedev token mint --help` lists "
+        .about = "Explains an exe.dev token (inspect), or makes one from an SSH key (mint). "
+                 "`exedev token mint --help` lists "
                  "the options of each.",
         .examples = "  exedev token inspect\n  exedev token mint --cmds new,ls,rm --exp 30d",
         .min = 1,

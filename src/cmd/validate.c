@@ -34,8 +34,8 @@ static json_t *problems_json(const struct problems *p, bool warnings)
 
     for (size_t i = 0; i < p->n; i++)
         if (p->list[i].warning == warnings)
-            json_array_append_new(list, json_pack("{s:s?, s:s}", "field", p->list[i].field, "message",
-                                                  p->list[i].text));
+            json_array_append_new(list, json_pack("{s:s?, s:s}", "field", p->list[i].field,
+                                                  "message", p->list[i].text));
     return list;
 }
 
@@ -55,17 +55,22 @@ int cmd_validate(int argc, char **argv)
 {
     bool json = false, offline = false;
     const struct cmd_option options[] = {
-        {"json", 0, NULL, "print errors, warnings and the normalised settings (no secrets) as JSON", OPT_FLAG, &json},
-        {"offline", 0, NULL, "start no program: a private key's form is checked, not whether it decodes", OPT_FLAG,
+        {"json", 0, NULL, "print errors, warnings and the normalised settings (no secrets) as JSON",
+         OPT_FLAG, &json},
+        {"offline", 0, NULL,
+         "start no program: a private key's form is checked, not whether it decodes", OPT_FLAG,
          &offline},
         {0},
     };
     static const struct cmd_usage usage = {
         .synopsis = "[options] [FILE]",
-        .about = "Checks the settings at hand, or those of a JSON file (- for standard input), as Paperclip has them "
-                 "checked when an environment is saved: every problem at once, with its remedy. Calls nobody and makes "
+        .about = "Checks the settings at hand, or those of a JSON file (- for standard input), as "
+                 "Paperclip has them "
+                 "checked when an environment is saved: every problem at once, with its remedy. "
+                 "Calls nobody and makes "
                  "no VM.",
-        .examples = "  exedev validate\n  exedev validate --environment staging\n  exedev validate config.json --json",
+        .examples = "  exedev validate\n  exedev validate --environment staging\n  exedev validate "
+                    "config.json --json",
         .settings = true,
         .max = 1,
     };

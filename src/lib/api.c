@@ -48,8 +48,8 @@ void api_free(struct api *a)
 /* One command under way. */
 struct call {
     struct api *api;
-    const char *line;        /* secret */
-    const char *shown;       /* redacted */
+    const char *line;  /* secret */
+    const char *shown; /* redacted */
     const char *word;
     const char *const *more; /* this call's own secrets */
     size_t more_n;
@@ -82,7 +82,8 @@ static enum breaker_news news_of(const struct api_answer *a)
     return a->status == 504 ? BREAKER_NOTHING : BREAKER_FAILING;
 }
 
-/* One request through the breaker. False: err is set, and out->fault says that nothing was sent where that is so. */
+/* One request through the breaker. False: err is set, and out->fault says that nothing was sent
+ * where that is so. */
 static bool post(const struct call *c, struct deadline d, struct api_answer *out, struct error *err)
 {
     bool trial_failed;
@@ -126,7 +127,8 @@ static bool worth_repeating(const struct api_answer *a, bool safe)
 }
 
 /* Repeats where that is safe. out is the last answer. */
-static bool run(const struct call *c, bool safe, struct deadline d, struct api_answer *out, struct error *err)
+static bool run(const struct call *c, bool safe, struct deadline d, struct api_answer *out,
+                struct error *err)
 {
     for (int attempt = 0;; attempt++) {
         if (post(c, d, out, err))
@@ -155,8 +157,9 @@ static json_t *parse(const struct call *c, struct api_answer *a, bool need_json,
 
     if (v || !need_json)
         return v ? v : json_null();
-    error_set(err, ERR_PROTOCOL, "exe.dev command `%s`: the answer is %s; check that apiUrl (%s) is the API",
-              c->shown, a->body.len ? why.msg : "empty", http_url(c->api->http));
+    error_set(err, ERR_PROTOCOL,
+              "exe.dev command `%s`: the answer is %s; check that apiUrl (%s) is the API", c->shown,
+              a->body.len ? why.msg : "empty", http_url(c->api->http));
     return NULL;
 }
 
@@ -205,11 +208,13 @@ static bool good_name(const char *name, struct error *err)
         return true;
     cleanup_buf struct buf shown = {0};
     text_visible(&shown, name ? name : "", name ? strlen(name) : 0, 80);
-    return error_set(err, ERR_UNSAFE, "`%s` is no name of a VM: lower-case letters, digits and hyphens",
+    return error_set(err, ERR_UNSAFE,
+                     "`%s` is no name of a VM: lower-case letters, digits and hyphens",
                      shown.data ? shown.data : "");
 }
 
-bool api_ls(struct api *a, const char *name, struct deadline d, struct records *out, struct error *err)
+bool api_ls(struct api *a, const char *name, struct deadline d, struct records *out,
+            struct error *err)
 {
     cleanup_error struct error why = {0};
     cleanup_free char *line = line_of("ls", name, NULL, "");
@@ -226,7 +231,8 @@ bool api_ls(struct api *a, const char *name, struct deadline d, struct records *
     return false;
 }
 
-bool api_find(struct api *a, const char *name, struct deadline d, struct record *out, struct error *err)
+bool api_find(struct api *a, const char *name, struct deadline d, struct record *out,
+              struct error *err)
 {
     cleanup_records struct records all = {0};
 
@@ -237,13 +243,14 @@ bool api_find(struct api *a, const char *name, struct deadline d, struct record 
     if (!r)
         return error_set(err, ERR_NOT_FOUND, "there is no VM %s in this exe.dev account", name);
     if (r->unsafe)
-        return error_set(err, ERR_UNSAFE, "exe.dev lists the VM %s with an address that must not be used", name);
+        return error_set(err, ERR_UNSAFE,
+                         "exe.dev lists the VM %s with an address that must not be used", name);
     record_copy(out, r);
     return true;
 }
 
-enum api_found api_resolve_doubt(struct api *a, const char *name, int64_t settle_ms, struct deadline d,
-                                 struct record *out, struct error *err)
+enum api_found api_resolve_doubt(struct api *a, const char *name, int64_t settle_ms,
+                                 struct deadline d, struct record *out, struct error *err)
 {
     int64_t settled = now_ms() + settle_ms;
     cleanup_error struct error why = {0};
@@ -257,20 +264,22 @@ enum api_found api_resolve_doubt(struct api *a, const char *name, int64_t settle
         if (why.code == ERR_NOT_FOUND && asked >= settled)
             return API_ABSENT;
         bool final = why.code == ERR_AUTH || why.code == ERR_FORBIDDEN || why.code == ERR_UNSAFE ||
-                     why.code == ERR_CANCELLED || why.code == ERR_UNSUPPORTED || why.code == ERR_INVALID;
+                     why.code == ERR_CANCELLED || why.code == ERR_UNSUPPORTED ||
+                     why.code == ERR_INVALID;
         if (why.code == ERR_NOT_FOUND && settled - asked < pause)
             pause = settled - asked > 0 ? settled - asked : 1;
         if (final || deadline_left(d) <= pause || !api_sleep(d, pause))
             break;
     }
     if (why.code == ERR_NOT_FOUND)
-        error_set(&why, ERR_TIMEOUT, "the VM %s has not appeared, but exe.dev may still be making it", name);
+        error_set(&why, ERR_TIMEOUT,
+                  "the VM %s has not appeared, but exe.dev may still be making it", name);
     error_move(err, &why);
     return API_UNKNOWN;
 }
 
-/* How long the VM of a failed command may still appear. EXEDEV_SETTLE_MS shortens it where the server is known (a
- * lobby on this machine). */
+/* How long the VM of a failed command may still appear. EXEDEV_SETTLE_MS shortens it where the
+ * server is known (a lobby on this machine). */
 static int64_t settle_ms(const struct api_answer *a, int64_t sent_at)
 {
     const char *set = getenv("EXEDEV_SETTLE_MS");
@@ -291,8 +300,8 @@ static bool in_doubt(const struct api_answer *a)
            (a->fault == API_ANSWERED && (a->status >= 500 || answered_well(a)));
 }
 
-/* Found after a lost answer: ours, unless what the server tells about it speaks against that. cp takes
- * neither tag nor comment, so there the name decides. */
+/* Found after a lost answer: ours, unless what the server tells about it speaks against that. cp
+ * takes neither tag nor comment, so there the name decides. */
 static bool looks_foreign(const struct record *r, const struct api_create *what, bool copy)
 {
     cleanup_mark struct mark mark = {0}, ours = {0};
@@ -312,7 +321,7 @@ static size_t own_secrets(const struct config *c, const char ***out)
     json_t *v;
     size_t n = 0;
 
-    json_object_foreach(c->env, key, v) {
+    json_object_foreach (c->env, key, v) {
         list[n++] = json_string_value(v);
     }
     list[n++] = c->prompt;
@@ -325,8 +334,9 @@ static size_t own_secrets(const struct config *c, const char ***out)
 /* What is known after one go at making the VM. */
 enum outcome { MADE, FAILED, SURELY_ABSENT };
 
-static enum outcome create_once(const struct call *call, const struct api_create *what, bool copy, bool again,
-                                struct deadline d, struct record *out, struct error *err)
+static enum outcome create_once(const struct call *call, const struct api_create *what, bool copy,
+                                bool again, struct deadline d, struct record *out,
+                                struct error *err)
 {
     struct api_answer a;
     int64_t sent_at = now_ms();
@@ -361,7 +371,8 @@ static enum outcome create_once(const struct call *call, const struct api_create
     case API_THERE:
         if (looks_foreign(out, what, copy)) {
             record_clear(out);
-            error_set(err, ERR_EXISTS, "the name %s is taken by another VM of this account", what->name);
+            error_set(err, ERR_EXISTS, "the name %s is taken by another VM of this account",
+                      what->name);
             return FAILED;
         }
         error_clear(err);
@@ -369,14 +380,15 @@ static enum outcome create_once(const struct call *call, const struct api_create
     case API_ABSENT:
         return SURELY_ABSENT;
     default:
-        error_append(err, ". Whether the VM %s was made could not be found out: %s", what->name, why.msg);
+        error_append(err, ". Whether the VM %s was made could not be found out: %s", what->name,
+                     why.msg);
         err->code = why.code == ERR_CANCELLED ? ERR_CANCELLED : ERR_DOUBT;
         return FAILED;
     }
 }
 
-static bool create(struct api *a, const struct config *c, const struct api_create *what, struct deadline d,
-                   struct record *out, struct error *err)
+static bool create(struct api *a, const struct config *c, const struct api_create *what,
+                   struct deadline d, struct record *out, struct error *err)
 {
     bool copy = what->source || c->source_vm;
     cleanup_secret char *line = NULL;
@@ -385,12 +397,14 @@ static bool create(struct api *a, const struct config *c, const struct api_creat
     cleanup_error struct error why = {0};
 
     *out = (struct record){0};
-    if (!good_name(what->name, err) || (copy && !good_name(what->source ? what->source : c->source_vm, err)))
+    if (!good_name(what->name, err) ||
+        (copy && !good_name(what->source ? what->source : c->source_vm, err)))
         return false;
     line = api_create_line(c, what, false);
     if (strlen(line) > API_BODY_MAX)
         return error_set(err, ERR_TOO_LARGE,
-                         "the command for exe.dev would have %zu bytes, it takes 65536: shorten setupScript, prompt or the "
+                         "the command for exe.dev would have %zu bytes, it takes 65536: shorten "
+                         "setupScript, prompt or the "
                          "environment variables",
                          strlen(line));
     struct call call = {
@@ -412,8 +426,8 @@ static bool create(struct api *a, const struct config *c, const struct api_creat
     return false;
 }
 
-bool api_new_vm(struct api *a, const struct config *c, const struct api_create *what, struct deadline d,
-                struct record *out, struct error *err)
+bool api_new_vm(struct api *a, const struct config *c, const struct api_create *what,
+                struct deadline d, struct record *out, struct error *err)
 {
     if (what->source || c->source_vm)
         return error_set(err, ERR_INTERNAL, "`new` does not copy a VM");
@@ -428,14 +442,15 @@ bool api_cp(struct api *a, const struct config *c, const struct api_create *what
     return create(a, c, what, d, out, err);
 }
 
-bool api_create_vm(struct api *a, const struct config *c, const struct api_create *what, struct deadline d,
-                   struct record *out, struct error *err)
+bool api_create_vm(struct api *a, const struct config *c, const struct api_create *what,
+                   struct deadline d, struct record *out, struct error *err)
 {
     return create(a, c, what, d, out, err);
 }
 
 /* Waits for it to leave the list. */
-static enum api_found watch_it_go(struct api *a, const char *name, struct deadline d, struct error *err)
+static enum api_found watch_it_go(struct api *a, const char *name, struct deadline d,
+                                  struct error *err)
 {
     struct deadline patience = deadline_min(d, deadline_in(8000));
     enum api_found found;
@@ -479,7 +494,8 @@ bool api_rm(struct api *a, const char *name, struct deadline d, struct error *er
     return false;
 }
 
-bool api_restart(struct api *a, const char *name, struct deadline d, struct record *out, struct error *err)
+bool api_restart(struct api *a, const char *name, struct deadline d, struct record *out,
+                 struct error *err)
 {
     cleanup_free char *line = line_of("restart", name, NULL, "");
 
@@ -502,7 +518,8 @@ bool api_tag(struct api *a, const char *name, const char *tag, struct deadline d
     return v != NULL;
 }
 
-bool api_comment(struct api *a, const char *name, const char *text, struct deadline d, struct error *err)
+bool api_comment(struct api *a, const char *name, const char *text, struct deadline d,
+                 struct error *err)
 {
     cleanup_free char *line = line_of("comment", name, text, "");
 

@@ -1,12 +1,13 @@
-/* exe.dev's API: POST /exec. Thread-safe: one struct api serves any number of callers at once, and two made
- * from configs that agree on URL, key, proxy and CA share connections and circuit breaker.
+/* exe.dev's API: POST /exec. Thread-safe: one struct api serves any number of callers at once, and
+ * two made from configs that agree on URL, key, proxy and CA share connections and circuit breaker.
  *
- * Each call ends by its deadline, or min(timeoutMs, 29 s) per request, whichever is first; retries happen within the deadline
- * and only where repeating is safe. Errors (see error.h): ERR_AUTH 401, ERR_FORBIDDEN 403, ERR_INVALID
- * 400, ERR_UNSUPPORTED 404 (no such command), ERR_TOO_LARGE 413 or an answer over 8 MiB, ERR_NOT_FOUND / ERR_EXISTS /
- * ERR_REFUSED 422, ERR_RATE_LIMIT 429, ERR_UNAVAILABLE 5xx or an open breaker, ERR_NETWORK, ERR_TIMEOUT, ERR_PROTOCOL
- * (no JSON), ERR_CANCELLED, ERR_DOUBT. err->status has the HTTP status. Messages are redacted and
- * hold the advice. */
+ * Each call ends by its deadline, or min(timeoutMs, 29 s) per request, whichever is first; retries
+ * happen within the deadline and only where repeating is safe. Errors (see error.h): ERR_AUTH 401,
+ * ERR_FORBIDDEN 403, ERR_INVALID 400, ERR_UNSUPPORTED 404 (no such command), ERR_TOO_LARGE 413 or
+ * an answer over 8 MiB, ERR_NOT_FOUND / ERR_EXISTS / ERR_REFUSED 422, ERR_RATE_LIMIT 429,
+ * ERR_UNAVAILABLE 5xx or an open breaker, ERR_NETWORK, ERR_TIMEOUT, ERR_PROTOCOL (no JSON),
+ * ERR_CANCELLED, ERR_DOUBT. err->status has the HTTP status. Messages are redacted and hold the
+ * advice. */
 #ifndef LIB_API_H
 #define LIB_API_H
 
@@ -40,9 +41,10 @@ struct api_create {
     const char *source;  /* a VM to copy instead of the config's sourceVm; NULL: the config's */
 };
 
-/* Makes a VM: `cp` when there is a source, else `new`. A lost, late or cut answer is looked into with ls: found, it is a
- * success; surely absent, the call is repeated or fails with the fault's own code; neither by the deadline, ERR_DOUBT: the VM
- * may exist, the name must stay in the journal. ERR_EXISTS: the name was taken before we asked. */
+/* Makes a VM: `cp` when there is a source, else `new`. A lost, late or cut answer is looked into
+ * with ls: found, it is a success; surely absent, the call is repeated or fails with the fault's
+ * own code; neither by the deadline, ERR_DOUBT: the VM may exist, the name must stay in the
+ * journal. ERR_EXISTS: the name was taken before we asked. */
 bool api_create_vm(struct api *a, const struct config *c, const struct api_create *what,
                    struct deadline d, struct record *out, struct error *err);
 /* The two it is made of. */
@@ -52,13 +54,14 @@ bool api_cp(struct api *a, const struct config *c, const struct api_create *what
             struct record *out, struct error *err);
 
 enum api_found { API_THERE, API_ABSENT, API_UNKNOWN };
-/* Looks by ls until the VM is there, or surely absent (seen missing for settle_ms), or d passes (API_UNKNOWN,
- * err says why). settle_ms 0: one good answer is enough. */
-enum api_found api_resolve_doubt(struct api *a, const char *name, int64_t settle_ms, struct deadline d,
-                                 struct record *out, struct error *err);
+/* Looks by ls until the VM is there, or surely absent (seen missing for settle_ms), or d passes
+ * (API_UNKNOWN, err says why). settle_ms 0: one good answer is enough. */
+enum api_found api_resolve_doubt(struct api *a, const char *name, int64_t settle_ms,
+                                 struct deadline d, struct record *out, struct error *err);
 
 /* name NULL: all. A name that is not there is an empty list, not an error. */
-bool api_ls(struct api *a, const char *name, struct deadline d, struct records *out, struct error *err);
+bool api_ls(struct api *a, const char *name, struct deadline d, struct records *out,
+            struct error *err);
 /* One VM; ERR_NOT_FOUND when it is gone. */
 bool api_find(struct api *a, const char *name, struct deadline d, struct record *out,
               struct error *err);
@@ -66,7 +69,8 @@ bool api_find(struct api *a, const char *name, struct deadline d, struct record 
 bool api_rm(struct api *a, const char *name, struct deadline d, struct error *err);
 bool api_restart(struct api *a, const char *name, struct deadline d, struct record *out,
                  struct error *err);
-bool api_tag(struct api *a, const char *name, const char *tag, struct deadline d, struct error *err);
+bool api_tag(struct api *a, const char *name, const char *tag, struct deadline d,
+             struct error *err);
 bool api_comment(struct api *a, const char *name, const char *text, struct deadline d,
                  struct error *err);
 /* The answer's JSON; NULL on failure. */
@@ -74,7 +78,8 @@ json_t *api_whoami(struct api *a, struct deadline d, struct error *err);
 /* Any other lobby command line, as typed; repeated after a fault only when `safe`. */
 json_t *api_exec(struct api *a, const char *line, bool safe, struct deadline d, struct error *err);
 
-/* The command line of new or cp, for tests and --dry-run; `shown`: with secrets replaced. Owned (secret_free unless shown). */
+/* The command line of new or cp, for tests and --dry-run; `shown`: with secrets replaced. Owned
+ * (secret_free unless shown). */
 char *api_create_line(const struct config *c, const struct api_create *what, bool shown);
 
 #endif

@@ -11,8 +11,8 @@
 #define OPEN_FIRST_MS 1000 /* doubled at each failed trial */
 #define OPEN_MOST_MS 30000
 
-/* One per URL, for the life of the process: there are few. While it is open one caller at a time is let
- * through as a trial; who waits shares the trial's fate. */
+/* One per URL, for the life of the process: there are few. While it is open one caller at a time is
+ * let through as a trial; who waits shares the trial's fate. */
 struct breaker {
     char *url;
     int failures;
@@ -30,7 +30,7 @@ struct breaker *breaker_get(const char *url)
 {
     pthread_mutex_lock(&lock);
     struct breaker *b = all;
-    while (b && strcmp(b->url, url))
+    while (b && strcmp(b->url, url) != 0)
         b = b->next;
     if (!b) {
         b = xcalloc(1, sizeof *b);
@@ -62,9 +62,11 @@ bool breaker_enter(struct breaker *b, struct deadline d, bool *trial_failed, str
         bool hopeless = !b->trial && b->until > d.at_ms;
         if (hopeless || deadline_passed(d) || api_cancelled()) {
             error_copy(err, &b->last);
-            error_prefix(err, "service unavailable, %d calls in a row failed and no more are made for the "
-                              "moment; the last",
-                         b->failures);
+            error_prefix(
+                err,
+                "service unavailable, %d calls in a row failed and no more are made for the "
+                "moment; the last",
+                b->failures);
             pthread_mutex_unlock(&lock);
             return false;
         }
@@ -93,7 +95,9 @@ void breaker_leave(struct breaker *b, enum breaker_news news, const struct error
         /* Calls that were under way when it opened say nothing new. */
         if (was_trial || (!b->open && b->failures >= TRIP)) {
             io_random(&jitter, sizeof jitter);
-            b->step = !b->open ? OPEN_FIRST_MS : b->step * 2 < OPEN_MOST_MS ? b->step * 2 : OPEN_MOST_MS;
+            b->step = !b->open                     ? OPEN_FIRST_MS
+                      : b->step * 2 < OPEN_MOST_MS ? b->step * 2
+                                                   : OPEN_MOST_MS;
             b->until = now_ms() + b->step / 2 + b->step / 2 * jitter / 65535;
             b->failed_trials += was_trial;
             b->open = true;

@@ -14,8 +14,8 @@
 #include "lib/redact.h"
 #include "lib/secret.h"
 
-#define HANDLES_IDLE 4    /* kept with their connections */
-#define HANDLES_MAX 32    /* requests at once, to one account */
+#define HANDLES_IDLE 4 /* kept with their connections */
+#define HANDLES_MAX 32 /* requests at once, to one account */
 #define IDLE_KEEP_MS 60000
 
 struct handle {
@@ -24,10 +24,10 @@ struct handle {
 };
 
 struct api_http {
-    char *id;       /* what two configs must agree on; secret */
+    char *id; /* what two configs must agree on; secret */
     char *url;
-    char *header;   /* "Authorization: Bearer ..."; secret */
-    char *key;      /* secret; known to redact as long as we are here */
+    char *header; /* "Authorization: Bearer ..."; secret */
+    char *key;    /* secret; known to redact as long as we are here */
     char *proxy;
     char *ca_file;
     int64_t timeout_ms;
@@ -111,12 +111,13 @@ struct api_http *http_get(const struct config *c)
 {
     cleanup_secret_buf struct buf id = {0}, header = {0};
 
-    buf_printf(&id, "%s\n%s\n%s\n%s\n%lld", c->api_url, c->api_key, c->https_proxy ? c->https_proxy : "",
-               c->ca_file ? c->ca_file : "", (long long)c->timeout_ms);
+    buf_printf(&id, "%s\n%s\n%s\n%s\n%lld", c->api_url, c->api_key,
+               c->https_proxy ? c->https_proxy : "", c->ca_file ? c->ca_file : "",
+               (long long)c->timeout_ms);
     pthread_mutex_lock(&lock);
     forget_old();
     struct api_http *h = all;
-    while (h && strcmp(h->id, id.data))
+    while (h && strcmp(h->id, id.data) != 0)
         h = h->next;
     if (!h) {
         buf_printf(&header, "Authorization: Bearer %s", c->api_key);
@@ -305,11 +306,13 @@ static void read_answer(CURL *c, struct api_answer *out)
     if (!curl_easy_header(c, "Retry-After", 0, CURLH_HEADER, -1, &header) &&
         !curl_easy_getinfo(c, CURLINFO_RETRY_AFTER, &wait))
         out->retry_after_ms = wait < 86400 ? wait * 1000 : 86400000;
-    if (status >= 300 && status < 400 && !curl_easy_getinfo(c, CURLINFO_REDIRECT_URL, &location) && location)
+    if (status >= 300 && status < 400 && !curl_easy_getinfo(c, CURLINFO_REDIRECT_URL, &location) &&
+        location)
         out->location = xstrdup(location);
 }
 
-void http_post(struct api_http *h, const char *line, bool fresh, struct deadline d, struct api_answer *out)
+void http_post(struct api_http *h, const char *line, bool fresh, struct deadline d,
+               struct api_answer *out)
 {
     int64_t ms = h->timeout_ms < API_REQUEST_MS ? h->timeout_ms : API_REQUEST_MS;
     char why[CURL_ERROR_SIZE] = "";

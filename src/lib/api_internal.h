@@ -5,17 +5,17 @@
 #include "base/buf.h"
 #include "lib/api.h"
 
-#define API_BODY_MAX 65536        /* of a command, exe-dev.md */
+#define API_BODY_MAX 65536 /* of a command, exe-dev.md */
 #define API_ANSWER_MAX (8 << 20)
-#define API_REQUEST_MS 29000      /* exe.dev ends a command after 30 s */
-#define API_RUN_MS 30000          /* how long a command whose answer is lost may still be at work */
+#define API_REQUEST_MS 29000 /* exe.dev ends a command after 30 s */
+#define API_RUN_MS 30000     /* how long a command whose answer is lost may still be at work */
 
 enum api_fault {
-    API_ANSWERED,     /* status and body are there */
-    API_NOT_SENT,     /* the command cannot have reached the server */
-    API_LOST,         /* it may have: no answer, or half of one */
-    API_LATE,         /* the same, by time-out */
-    API_STOPPED,      /* api_cancel_all */
+    API_ANSWERED, /* status and body are there */
+    API_NOT_SENT, /* the command cannot have reached the server */
+    API_LOST,     /* it may have: no answer, or half of one */
+    API_LATE,     /* the same, by time-out */
+    API_STOPPED,  /* api_cancel_all */
     API_ANSWER_TOO_LARGE,
 };
 
@@ -24,8 +24,8 @@ struct api_answer {
     int status;
     int64_t retry_after_ms; /* -1: not given */
     struct buf body;
-    char *why;              /* for a fault: curl's words */
-    char *location;         /* of a redirect */
+    char *why;      /* for a fault: curl's words */
+    char *location; /* of a redirect */
 };
 void api_answer_clear(struct api_answer *a);
 
@@ -35,7 +35,8 @@ struct api_http;
 struct api_http *http_get(const struct config *c);
 void http_put(struct api_http *h);
 /* One POST, within d. fresh: on a connection of its own. */
-void http_post(struct api_http *h, const char *line, bool fresh, struct deadline d, struct api_answer *out);
+void http_post(struct api_http *h, const char *line, bool fresh, struct deadline d,
+               struct api_answer *out);
 const char *http_url(const struct api_http *h);
 
 /* The process is going down. */
@@ -43,8 +44,8 @@ bool api_cancelled(void);
 /* Sleeps until ms have passed, d, or api_cancel_all; false when cancelled. */
 bool api_sleep(struct deadline d, int64_t ms);
 
-/* The breaker of one URL: false when it is open and will not close before d; *trial_failed: somebody
- * else's attempt failed while we waited, count it as ours. */
+/* The breaker of one URL: false when it is open and will not close before d; *trial_failed:
+ * somebody else's attempt failed while we waited, count it as ours. */
 struct breaker;
 struct breaker *breaker_get(const char *url);
 bool breaker_enter(struct breaker *b, struct deadline d, bool *trial_failed, struct error *err);
@@ -52,8 +53,8 @@ bool breaker_enter(struct breaker *b, struct deadline d, bool *trial_failed, str
 enum breaker_news { BREAKER_WELL, BREAKER_FAILING, BREAKER_NOTHING };
 void breaker_leave(struct breaker *b, enum breaker_news news, const struct error *err);
 
-/* How a failed answer is told: code, message with advice. `shown` is the redacted command line, `word`
- * its first word ("new", "ssh-key list"). more[n]: this call's own secrets. */
+/* How a failed answer is told: code, message with advice. `shown` is the redacted command line,
+ * `word` its first word ("new", "ssh-key list"). more[n]: this call's own secrets. */
 bool api_explain(const struct api_answer *a, const char *url, const char *word, const char *shown,
                  const char *const *more, size_t n, struct error *err);
 

@@ -23,7 +23,7 @@ static void flag_list(struct buf *b, const char *name, const json_t *list)
     size_t i;
     json_t *v;
 
-    json_array_foreach((json_t *)list, i, v) {
+    json_array_foreach ((json_t *)list, i, v) {
         flag(b, name, json_string_value(v));
     }
 }
@@ -43,7 +43,8 @@ static const char *hide(const char *secret, bool shown)
     return secret && shown ? REDACTED : secret;
 }
 
-static void new_line(struct buf *b, const struct config *c, const struct api_create *what, bool shown)
+static void new_line(struct buf *b, const struct config *c, const struct api_create *what,
+                     bool shown)
 {
     const char *key;
     json_t *value;
@@ -55,7 +56,7 @@ static void new_line(struct buf *b, const struct config *c, const struct api_cre
     flag(b, "command", c->command);
     flag_size(b, c);
     flag(b, "comment", what->comment ? what->comment : c->comment);
-    json_object_foreach(c->env, key, value) {
+    json_object_foreach (c->env, key, value) {
         cleanup_secret_buf struct buf pair = {0};
         buf_printf(&pair, "%s=%s", key, hide(json_string_value(value), shown));
         flag(b, "env", pair.data);

@@ -39,7 +39,8 @@ static void *member(struct config *c, const struct config_field *f)
     return (char *)c + f->offset;
 }
 
-static void read_string(char **to, const struct config_field *f, const json_t *v, struct problems *p)
+static void read_string(char **to, const struct config_field *f, const json_t *v,
+                        struct problems *p)
 {
     char *text = value_string(v, f->key, p);
 
@@ -71,8 +72,8 @@ static void read_integer(int64_t *to, const struct config_field *f, const json_t
         return;
     case VALUE_INT_OK:
         if (given < f->min || given > f->max)
-            problems_error(p, f->key, "%s is %lld, out of range: it must be from %lld to %lld", f->key,
-                           (long long)given, (long long)f->min, (long long)f->max);
+            problems_error(p, f->key, "%s is %lld, out of range: it must be from %lld to %lld",
+                           f->key, (long long)given, (long long)f->min, (long long)f->max);
         else
             *to = given;
     }
@@ -104,12 +105,12 @@ static void read_strict(struct config *c, const json_t *raw, struct problems *p)
         problems_error(p, "strictHostKeyChecking",
                        "strictHostKeyChecking is `ask`, but nobody is there to answer: choose "
                        "accept-new, yes or no");
-    else if (strcmp(s, "accept-new") && strcmp(s, "yes") && strcmp(s, "no"))
+    else if (strcmp(s, "accept-new") != 0 && strcmp(s, "yes") != 0 && strcmp(s, "no") != 0)
         problems_error(p, "strictHostKeyChecking",
                        "strictHostKeyChecking must be accept-new, yes or no");
     else
         return;
-    if (strcmp(c->strict_host_key_checking, "no"))
+    if (strcmp(c->strict_host_key_checking, "no") != 0)
         set_text(&c->strict_host_key_checking, xstrdup("accept-new"));
 }
 
@@ -172,8 +173,8 @@ char *config_home(void)
     return xstrdup(found->pw_dir);
 }
 
-/* A token file that is there but may not be used is a problem: going on without it would only say that there is no
- * token. */
+/* A token file that is there but may not be used is a problem: going on without it would only say
+ * that there is no token. */
 static char *token_from_file(const char *path, mode_t refused, struct problems *p)
 {
     cleanup_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -191,10 +192,11 @@ static char *token_from_file(const char *path, mode_t refused, struct problems *
         return NULL;
     }
     if (st.st_mode & refused) {
-        problems_error(p, "apiKey",
-                       "the token file %s can be read by others (mode %03o): run `chmod 600 %s`, and "
-                       "replace the token if others use this machine",
-                       path, (unsigned)st.st_mode & 0777, path);
+        problems_error(
+            p, "apiKey",
+            "the token file %s can be read by others (mode %03o): run `chmod 600 %s`, and "
+            "replace the token if others use this machine",
+            path, (unsigned)st.st_mode & 0777, path);
         return NULL;
     }
     ssize_t n = read(fd, text, sizeof text - 1);
@@ -240,10 +242,11 @@ static void check_api_key(const struct config *c, struct problems *p)
 
     for (const char *s = c->api_key; s && *s; s++)
         if ((unsigned char)*s <= ' ' || (unsigned char)*s >= 0x7f) {
-            problems_error(p, "apiKey",
-                           "apiKey (from %s) holds white space or a character no token has: copy the "
-                           "token again, as one line",
-                           from);
+            problems_error(
+                p, "apiKey",
+                "apiKey (from %s) holds white space or a character no token has: copy the "
+                "token again, as one line",
+                from);
             return;
         }
     if (c->api_key && strlen(c->api_key) > TOKEN_MAX)
@@ -253,16 +256,19 @@ static void check_api_key(const struct config *c, struct problems *p)
 static void check_path(const char *key, const char *path, struct problems *p)
 {
     if (path && *path != '/')
-        problems_error(p, key, "%s must be an absolute path (it begins with /), because the worker has no folder of its own",
+        problems_error(p, key,
+                       "%s must be an absolute path (it begins with /), because the worker has no "
+                       "folder of its own",
                        key);
 }
 
 static void check_ssh(struct config *c, struct problems *p)
 {
     if (c->ssh_user && !text_is_user(c->ssh_user))
-        problems_error(p, "sshUser",
-                       "sshUser holds a character that no login name has: letters, digits and . _ + - @ "
-                       "are allowed, at most 64, and no hyphen first");
+        problems_error(
+            p, "sshUser",
+            "sshUser holds a character that no login name has: letters, digits and . _ + - @ "
+            "are allowed, at most 64, and no hyphen first");
     check_path("sshIdentityFile", c->ssh_identity_file, p);
     check_path("sshAgentSocket", c->ssh_agent_socket, p);
     check_path("sshConfigFile", c->ssh_config_file, p);
@@ -284,10 +290,11 @@ static void check_ssh(struct config *c, struct problems *p)
         }
         any = true;
         if (words < (*t == '@' ? 4 : 3)) {
-            problems_error(p, "sshKnownHosts",
-                           "sshKnownHosts: line %d is no known_hosts line; it needs host, key type and key, "
-                           "as `ssh-keyscan HOST` prints them",
-                           line);
+            problems_error(
+                p, "sshKnownHosts",
+                "sshKnownHosts: line %d is no known_hosts line; it needs host, key type and key, "
+                "as `ssh-keyscan HOST` prints them",
+                line);
             break;
         }
     }
@@ -301,9 +308,10 @@ static void check_creation(struct config *c, struct problems *p)
     json_t *value;
 
     if (c->source_vm && !text_is_vm_name(c->source_vm))
-        problems_error(p, "sourceVm",
-                       "sourceVm is not the name of a VM: lower-case letters, digits and hyphens, at "
-                       "most 63, not ending in a hyphen and digits");
+        problems_error(
+            p, "sourceVm",
+            "sourceVm is not the name of a VM: lower-case letters, digits and hyphens, at "
+            "most 63, not ending in a hyphen and digits");
     if (c->memory && !value_is_size(c->memory))
         problems_error(p, "memory", "memory is not a size: write it like 4GB, 512M or 8");
     if (c->disk && !value_is_size(c->disk))
@@ -311,15 +319,18 @@ static void check_creation(struct config *c, struct problems *p)
     if (c->comment && strlen(c->comment) > 200)
         problems_error(p, "comment", "comment has %zu bytes, exe.dev takes at most 200: shorten it",
                        strlen(c->comment));
-    cleanup_free char *sent = c->setup_script ? setup_script(c) : NULL; /* with what waitForSetup puts around it */
+    cleanup_free char *sent =
+        c->setup_script ? setup_script(c) : NULL; /* with what waitForSetup puts around it */
     if (sent && strlen(sent) > 10240)
-        problems_error(p, "setupScript",
-                       "setupScript has %zu bytes, exe.dev takes at most 10240 (10 KiB): let it download the "
-                       "rest, or put it into an image",
-                       strlen(sent));
-    if (c->registry_auth && !config_is_secret_id(c->registry_auth) && !strchr(c->registry_auth, ':'))
+        problems_error(
+            p, "setupScript",
+            "setupScript has %zu bytes, exe.dev takes at most 10240 (10 KiB): let it download the "
+            "rest, or put it into an image",
+            strlen(sent));
+    if (c->registry_auth && !config_is_secret_id(c->registry_auth) &&
+        !strchr(c->registry_auth, ':'))
         problems_error(p, "registryAuth", "registryAuth must be USER:PASSWORD");
-    json_object_foreach(c->env, key, value) {
+    json_object_foreach (c->env, key, value) {
         if (value_is_env_key(key))
             continue;
         cleanup_buf struct buf shown = {0};
@@ -338,16 +349,17 @@ static void check_api(struct config *c, struct problems *p)
     check_path("caFile", c->ca_file, p);
     if (!c->https_proxy)
         return;
-    /* Its path is of no interest; scheme and host are checked the same way. A user name in it is legal. */
+    /* Its path is of no interest; scheme and host are checked the same way. A user name in it is
+     * legal. */
     const char *at = strrchr(c->https_proxy, '@'), *scheme = strstr(c->https_proxy, "://");
-    cleanup_free char *bare =
-        at && scheme ? xasprintf("%.*s%s", (int)(scheme + 3 - c->https_proxy), c->https_proxy, at + 1)
-                     : xstrdup(c->https_proxy);
+    cleanup_free char *bare = at && scheme ? xasprintf("%.*s%s", (int)(scheme + 3 - c->https_proxy),
+                                                       c->https_proxy, at + 1)
+                                           : xstrdup(c->https_proxy);
     cleanup_free char *url = value_api_url(bare, &why);
     if (!url)
-        problems_error(p, "httpsProxy",
-                       "httpsProxy is not an http(s) URL: %s. Write it like http://proxy.example:3128",
-                       why);
+        problems_error(
+            p, "httpsProxy",
+            "httpsProxy is not an http(s) URL: %s. Write it like http://proxy.example:3128", why);
 }
 
 void config_finish(struct config *c, struct problems *p)
@@ -364,7 +376,7 @@ void config_finish(struct config *c, struct problems *p)
     redact_add(strchr(c->https_proxy ? c->https_proxy : "", '@') ? c->https_proxy : NULL);
 
     cleanup_json json_t *more = value_env_text(c->env_text, "envText", p);
-    json_object_foreach(more, key, value) {
+    json_object_foreach (more, key, value) {
         json_object_set(c->env, key, value);
     }
     if (c->ssh_private_key)
@@ -428,8 +440,8 @@ bool config_is_secret_id(const char *text)
     return !text[i];
 }
 
-/* An exe0 token is known by the key that signed it: minting the next one from the same key must not make
- * the old one's VMs strangers. */
+/* An exe0 token is known by the key that signed it: minting the next one from the same key must not
+ * make the old one's VMs strangers. */
 char *config_account_id(const struct config *c)
 {
     cleanup_token struct token t = {0};

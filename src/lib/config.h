@@ -1,5 +1,5 @@
-/* The provider's config: raw JSON of any shape in, a checked struct out. behaviour.md, "Config", has
- * the rules; src/schema/config.json is the one list of fields. Thread-safe; a parsed config is
+/* The provider's config: raw JSON of any shape in, a checked struct out. behaviour.md, "Config",
+ * has the rules; src/schema/config.json is the one list of fields. Thread-safe; a parsed config is
  * never changed again and may be read by any number of threads. */
 #ifndef LIB_CONFIG_H
 #define LIB_CONFIG_H
@@ -44,7 +44,7 @@ struct config {
     json_t *integrations; /* array of strings */
     json_t *tags;         /* array of strings */
     char *env_text;
-    char *name_prefix; /* normalised, never empty */
+    char *name_prefix;          /* normalised, never empty */
     int64_t expires_in_minutes; /* 0: no expiry */
 
     char *api_url; /* normalised: ends in /exec (a query may follow) */
@@ -64,11 +64,12 @@ struct config {
     char *api_key_source;
 };
 
-/* Never NULL: a field in error has its default, and the problem is in p. Looks for the API key in the
- * environment and the token files when the config has none; none anywhere is no problem here
+/* Never NULL: a field in error has its default, and the problem is in p. Looks for the API key in
+ * the environment and the token files when the config has none; none anywhere is no problem here
  * (api_new refuses it). */
 struct config *config_parse(const json_t *raw, struct problems *p);
-/* As config_parse, for callers that only go on with a good config: NULL and every problem in err. */
+/* As config_parse, for callers that only go on with a good config: NULL and every problem in err.
+ */
 struct config *config_load(const json_t *raw, struct error *err);
 void config_free(struct config *c);
 static inline void cleanup_config_fn(struct config **c)
@@ -83,7 +84,8 @@ enum {
 
 /* Everything environmentValidateConfig says: errors and warnings go to p. Returns the normalised
  * config (every field, null where absent; unknown keys as they came; no API key that was not in
- * raw), or NULL when there is an error. Reads token, key and the files named. Takes at most 10 s. */
+ * raw), or NULL when there is an error. Reads token, key and the files named. Takes at most 10 s.
+ */
 json_t *config_validate(const json_t *raw, unsigned flags, struct problems *p);
 
 /* Is text a bare UUID, the id of a company secret that the host has not resolved yet? */
@@ -97,17 +99,17 @@ char *config_account_id(const struct config *c);
 /* One field of the schema, for forms, command-line flags and listings. */
 enum field_type { FIELD_STRING, FIELD_INTEGER, FIELD_LIST, FIELD_MAP, FIELD_FLAG };
 struct config_field {
-    const char *key;    /* "sshPort" */
-    const char *flag;   /* "ssh-port", for a command line */
+    const char *key;  /* "sshPort" */
+    const char *flag; /* "ssh-port", for a command line */
     const char *title;
-    const char *group;  /* NULL: one of the essential fields */
-    const char *text;   /* the description */
+    const char *group; /* NULL: one of the essential fields */
+    const char *text;  /* the description */
     enum field_type type;
     bool secret;
     bool multiline;
-    int64_t min, max;   /* FIELD_INTEGER */
+    int64_t min, max;     /* FIELD_INTEGER */
     const char *fallback; /* the default as text; NULL: absent */
-    size_t offset;      /* in struct config */
+    size_t offset;        /* in struct config */
 };
 extern const struct config_field config_fields[]; /* key NULL ends */
 const struct config_field *config_field_find(const char *key);

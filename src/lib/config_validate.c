@@ -24,15 +24,15 @@ static json_t *text_or_null(const char *s)
     return s ? json_string(s) : json_null();
 }
 
-/* The fields as read, before envText, known hosts and the key's sources are worked in: what is saved must be what was
- * meant. */
+/* The fields as read, before envText, known hosts and the key's sources are worked in: what is
+ * saved must be what was meant. */
 static json_t *normalize(const struct config *c, const json_t *raw)
 {
     json_t *out = json_object();
     const char *key;
     json_t *v;
 
-    json_object_foreach((json_t *)raw, key, v) {
+    json_object_foreach ((json_t *)raw, key, v) {
         if (!config_field_find(key))
             json_object_set(out, key, v);
     }
@@ -61,7 +61,8 @@ static json_t *normalize(const struct config *c, const json_t *raw)
 
 static void missing_commands(const struct config *c, const struct token *t, struct problems *p)
 {
-    const char *const needed[] = {c->source_vm ? "cp" : "new", "ls", "rm", c->reuse_lease ? "restart" : NULL};
+    const char *const needed[] = {c->source_vm ? "cp" : "new", "ls", "rm",
+                                  c->reuse_lease ? "restart" : NULL};
     cleanup_buf struct buf lacks = {0}, all = {0};
     size_t n = 0;
 
@@ -76,7 +77,8 @@ static void missing_commands(const struct config *c, const struct token *t, stru
     if (!n)
         return;
     problems_error(p, "apiKey",
-                   "apiKey does not allow the command%s %s%s: grant %s with a new token, `exedev token mint --cmds "
+                   "apiKey does not allow the command%s %s%s: grant %s with a new token, `exedev "
+                   "token mint --cmds "
                    "%s`",
                    n > 1 ? "s" : "", lacks.data,
                    token_allows(t, "rm") ? "" : ", so that VMs could be made and never deleted",
@@ -96,7 +98,8 @@ static void check_token(const struct config *c, struct problems *p)
                 return;
         problems_error(p, "apiKey",
                        "apiKey is missing, and there is neither EXE_API_KEY nor a token file "
-                       "(~/.config/exedev/token, /etc/exedev/token): paste an exe.dev token; `exedev token mint` "
+                       "(~/.config/exedev/token, /etc/exedev/token): paste an exe.dev token; "
+                       "`exedev token mint` "
                        "makes one from your SSH key");
         return;
     }
@@ -110,25 +113,29 @@ static void check_token(const struct config *c, struct problems *p)
     }
     if (t.kind != TOKEN_EXE0)
         return;
-    if (strcmp(t.scope, "v0@exe.dev")) {
-        problems_error(p, "apiKey",
-                       "apiKey opens only the HTTPS proxy of one VM (%s), not the API: make an account token "
-                       "with `exedev token mint`",
-                       t.scope);
+    if (strcmp(t.scope, "v0@exe.dev") != 0) {
+        problems_error(
+            p, "apiKey",
+            "apiKey opens only the HTTPS proxy of one VM (%s), not the API: make an account token "
+            "with `exedev token mint`",
+            t.scope);
         return;
     }
     cleanup_free char *span = text_duration_ms(llabs((t.exp ? t.exp : t.nbf) - now) * 1000);
     if (t.exp && t.exp <= now)
-        problems_error(p, "apiKey", "apiKey expired %s ago: make a new token with `exedev token mint`", span);
+        problems_error(p, "apiKey",
+                       "apiKey expired %s ago: make a new token with `exedev token mint`", span);
     else if (t.exp && t.exp - now < SOON_SECONDS)
-        problems_warn(p, "apiKey", "apiKey expires in %s: make a new token soon, with `exedev token mint`",
+        problems_warn(p, "apiKey",
+                      "apiKey expires in %s: make a new token soon, with `exedev token mint`",
                       span);
     if (t.nbf > now) {
         cleanup_free char *wait = text_duration_ms((t.nbf - now) * 1000);
-        problems_error(p, "apiKey",
-                       "apiKey is not valid yet, only in %s: wait, make another, or set this machine's "
-                       "clock",
-                       wait);
+        problems_error(
+            p, "apiKey",
+            "apiKey is not valid yet, only in %s: wait, make another, or set this machine's "
+            "clock",
+            wait);
     }
     missing_commands(c, &t, p);
 }
@@ -159,11 +166,12 @@ static void check_file(const char *key, const char *path, bool private_one, stru
     if (!path || *path != '/')
         return;
     if (stat(path, &st) || access(path, R_OK))
-        problems_warn(p, key, "%s: %s cannot be read by the user that runs this worker: %s", key, path,
-                      strerror(errno));
+        problems_warn(p, key, "%s: %s cannot be read by the user that runs this worker: %s", key,
+                      path, strerror(errno));
     else if (private_one && (st.st_mode & 077))
-        problems_warn(p, key, "%s: others can read %s, so that OpenSSH will refuse it: run `chmod 600 %s`", key, path,
-                      path);
+        problems_warn(p, key,
+                      "%s: others can read %s, so that OpenSSH will refuse it: run `chmod 600 %s`",
+                      key, path, path);
 }
 
 static void warn_ignored(const struct config *c, struct problems *p)
@@ -187,10 +195,11 @@ static void warn_ignored(const struct config *c, struct problems *p)
         if (fields[i].set)
             buf_printf(&names, "%s%s", names.len ? ", " : "", fields[i].name);
     if (c->source_vm && names.len)
-        problems_warn(p, "sourceVm",
-                      "sourceVm copies a VM as it is, so these settings have no effect: %s. Clear them, or "
-                      "make the change in the VM that is copied",
-                      names.data);
+        problems_warn(
+            p, "sourceVm",
+            "sourceVm copies a VM as it is, so these settings have no effect: %s. Clear them, or "
+            "make the change in the VM that is copied",
+            names.data);
 }
 
 static void check_command_size(const struct config *c, struct problems *p)
@@ -204,7 +213,8 @@ static void check_command_size(const struct config *c, struct problems *p)
     cleanup_secret char *line = api_create_line(c, &what, false);
     if (strlen(line) > COMMAND_MOST)
         problems_error(p, "env",
-                       "the command that creates a VM would have %zu bytes, exe.dev takes 65536: shorten env, envText, "
+                       "the command that creates a VM would have %zu bytes, exe.dev takes 65536: "
+                       "shorten env, envText, "
                        "prompt or setupScript",
                        strlen(line));
 }
@@ -229,13 +239,16 @@ json_t *config_validate(const json_t *raw, unsigned flags, struct problems *p)
         !text_starts(c->api_url, "http://localhost"))
         problems_warn(all, "apiUrl", "apiUrl is http, not https: the API key travels unencrypted");
     problems_warn(all, NULL,
-                  "the API key only lets VMs be made and deleted; commands run over SSH, so this machine must be able to "
-                  "reach the VMs on port %lld, with a key that is registered with the exe.dev account (`ssh exe.dev`)",
+                  "the API key only lets VMs be made and deleted; commands run over SSH, so this "
+                  "machine must be able to "
+                  "reach the VMs on port %lld, with a key that is registered with the exe.dev "
+                  "account (`ssh exe.dev`)",
                   (long long)c->ssh_port);
     if (c->reuse_lease)
-        problems_warn(all, "reuseLease",
-                      "reuseLease keeps VMs running between runs, and billed, until Paperclip destroys them; "
-                      "they are not suspended");
+        problems_warn(
+            all, "reuseLease",
+            "reuseLease keeps VMs running between runs, and billed, until Paperclip destroys them; "
+            "they are not suspended");
     bool ok = problems_errors(all) == before;
     problems_free(&own);
     return ok ? steal_ptr(normal) : NULL;

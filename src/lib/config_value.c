@@ -57,7 +57,8 @@ char *value_number_text(double v)
     return buf_steal(&out);
 }
 
-/* Bytes of the white space character that s begins with (ECMA-262 WhiteSpace and LineTerminator). */
+/* Bytes of the white space character that s begins with (ECMA-262 WhiteSpace and LineTerminator).
+ */
 static size_t space_len(const char *s)
 {
     static const char *const wide[] = {
@@ -109,15 +110,16 @@ char *value_string(const json_t *v, const char *field, struct problems *p)
     if (!json_is_string(v))
         return NULL;
     if (strlen(json_string_value(v)) != json_string_length(v)) {
-        problems_error(p, field, "%s holds a NUL character, which no command line can carry: remove it",
+        problems_error(p, field,
+                       "%s holds a NUL character, which no command line can carry: remove it",
                        field);
         return NULL;
     }
     return trimmed_or_null(json_string_value(v));
 }
 
-/* What JavaScript's Number() takes for a finite number: no hexadecimal fractions, "inf" or "nan", which
- * strtod would. */
+/* What JavaScript's Number() takes for a finite number: no hexadecimal fractions, "inf" or "nan",
+ * which strtod would. */
 static bool number_from_text(const char *s, double *out)
 {
     const char *c = s;
@@ -180,7 +182,7 @@ json_t *value_list(const json_t *v, const char *field, struct problems *p)
     if (json_is_array(v)) {
         size_t i;
         json_t *item;
-        json_array_foreach((json_t *)v, i, item) {
+        json_array_foreach ((json_t *)v, i, item) {
             list_put(list, value_string(item, field, p));
         }
     } else if (json_is_string(v)) {
@@ -200,7 +202,7 @@ json_t *value_map(const json_t *v, const char *field, struct problems *p)
 
     if (!json_is_object(v))
         return map;
-    json_object_foreach((json_t *)v, key, item) {
+    json_object_foreach ((json_t *)v, key, item) {
         cleanup_free char *k = value_trim(key);
         cleanup_free char *text = value_string(item, field, p);
         if (*k && text)
@@ -219,7 +221,8 @@ bool value_is_env_key(const char *s)
     return true;
 }
 
-/* The quoted value that begins after *s (the quote itself skipped); *s ends behind the closing quote. */
+/* The quoted value that begins after *s (the quote itself skipped); *s ends behind the closing
+ * quote. */
 static bool quoted(const char **s, char quote, int *line, struct buf *out)
 {
     const char *c = *s;
@@ -278,14 +281,16 @@ json_t *value_env_text(const char *text, const char *field, struct problems *p)
         if (*v == '"' || *v == '\'') {
             char quote = *v++;
             if (!quoted(&v, quote, &line, &value)) {
-                problems_error(p, field, "%s: the quote opened on line %d is never closed", field, at);
+                problems_error(p, field, "%s: the quote opened on line %d is never closed", field,
+                               at);
                 return map;
             }
             s = v + strcspn(v, "\n");
             cleanup_free char *rest_raw = xstrndup(v, (size_t)(s - v));
             cleanup_free char *rest = value_trim(rest_raw);
             if (*rest && *rest != '#')
-                problems_error(p, field, "%s: line %d goes on after its closing quote", field, line);
+                problems_error(p, field, "%s: line %d goes on after its closing quote", field,
+                               line);
         } else {
             cleanup_free char *plain = xstrndup(v, n - (size_t)(v - s));
             for (char *c = plain; *c; c++)
@@ -305,8 +310,8 @@ json_t *value_env_text(const char *text, const char *field, struct problems *p)
 
 bool value_is_size(const char *s)
 {
-    static const char *const units[] = {"",  "b",   "k", "kb",  "kib", "m",   "mb",
-                                        "mib", "g", "gb", "gib", "t",  "tb", "tib"};
+    static const char *const units[] = {"",    "b", "k",  "kb",  "kib", "m",  "mb",
+                                        "mib", "g", "gb", "gib", "t",   "tb", "tib"};
     char *end;
     size_t digits = strspn(s, "0123456789");
     size_t fraction = s[digits] == '.' ? strspn(s + digits + 1, "0123456789") + 1 : 0;
@@ -343,13 +348,14 @@ char *value_api_url(const char *s, const char **why)
         return NULL;
     curl_url_get(u, CURLUPART_SCHEME, &scheme, 0);
     *why = "it does not begin with https:// (or http://)";
-    if (!scheme || (strcasecmp(scheme, "https") && strcasecmp(scheme, "http")))
+    if (!scheme || (strcasecmp(scheme, "https") != 0 && strcasecmp(scheme, "http") != 0))
         return NULL;
     *why = "it names no host";
     if (curl_url_get(u, CURLUPART_HOST, &host, 0) || !*host)
         return NULL;
     *why = "it holds a user name or password; the token has a field of its own";
-    if (!curl_url_get(u, CURLUPART_USER, &user, 0) || !curl_url_get(u, CURLUPART_PASSWORD, &password, 0))
+    if (!curl_url_get(u, CURLUPART_USER, &user, 0) ||
+        !curl_url_get(u, CURLUPART_PASSWORD, &password, 0))
         return NULL;
     *why = "it cannot be read as a URL";
     curl_url_set(u, CURLUPART_FRAGMENT, NULL, 0);

@@ -19,8 +19,8 @@ enum value_int { VALUE_INT_ABSENT, VALUE_INT_OK, VALUE_INT_BAD };
 enum value_int value_integer(const json_t *v, int64_t *out);
 json_t *value_list(const json_t *v, const char *field, struct problems *p);
 json_t *value_map(const json_t *v, const char *field, struct problems *p);
-/* KEY=VALUE lines as in a .env file: blank lines, # comments, `export `, single and double quotes (which may span
- * lines). Problems name the line, never its text, which may be a secret. */
+/* KEY=VALUE lines as in a .env file: blank lines, # comments, `export `, single and double quotes
+ * (which may span lines). Problems name the line, never its text, which may be a secret. */
 json_t *value_env_text(const char *text, const char *field, struct problems *p);
 bool value_is_env_key(const char *s);
 /* "4GB", "16G", "50", "1.5TiB": more than nothing. */

@@ -135,6 +135,7 @@ static json_t *get_state(void *arg, const json_t *in, struct form_answer *answer
     json_t *state = state_of(f);
     pthread_mutex_unlock(&f->lock);
     json_object_set_new(state, "schema", schema);
+    json_object_set_new(state, "idleMs", json_integer(f->idle_ms));
     return state;
 }
 
@@ -298,6 +299,7 @@ struct form *form_start(struct configfile *cf, long long idle_ms, struct error *
 {
     struct form *f = xcalloc(1, sizeof *f);
 
+    f->idle_ms = idle_ms;
     f->cf = *cf;
     *cf = (struct configfile){0};
     pthread_mutex_init(&f->lock, NULL);

@@ -14,6 +14,7 @@ struct form {
     long generation; /* of what the page was given: another tab's save makes the old one stale */
     struct cancel *test; /* the test under way */
     int jobs;
+    long long idle_ms;
     struct form_server *server;
 };
 

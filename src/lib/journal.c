@@ -49,7 +49,8 @@ void journal_clear(struct journal *j)
     *j = (struct journal){0};
 }
 
-/* A process is known by its number, its start (proc(5), field 22 of stat) and the boot: numbers come again. */
+/* A process is known by its number, its start (proc(5), field 22 of stat) and the boot: numbers
+ * come again. */
 static bool process_start(int pid, unsigned long long *start)
 {
     cleanup_free char *path = xasprintf("/proc/%d/stat", pid);
@@ -98,7 +99,8 @@ static void write_line(struct buf *out, const struct journal_entry *e, int64_t a
     buf_putc(out, '\n');
 }
 
-/* The file as it stands, folded: the last line about a VM counts. Lines are kept as they are for compaction. */
+/* The file as it stands, folded: the last line about a VM counts. Lines are kept as they are for
+ * compaction. */
 struct folded {
     struct journal j;
     char **lines;
@@ -122,12 +124,13 @@ static void fold_line(struct folded *f, const char *line, size_t n, const char *
 {
     cleanup_free char *copy = xstrndup(line, n);
     cleanup_json json_t *o = json_parse(copy, n, NULL);
-    const char *vm = json_str(o, "vm"), *account = json_str(o, "account"), *state = json_str(o, "state");
+    const char *vm = json_str(o, "vm"), *account = json_str(o, "account"),
+               *state = json_str(o, "state");
     const char *was_boot = json_str(o, "boot");
     unsigned long long start = 0;
     size_t i, s = 0;
 
-    while (state && s < sizeof names / sizeof *names && strcmp(names[s], state))
+    while (state && s < sizeof names / sizeof *names && strcmp(names[s], state) != 0)
         s++;
     if (!vm || !account || !state || s == sizeof names / sizeof *names)
         return; /* a torn line: its write never returned, so nobody relied on it */
@@ -200,7 +203,8 @@ static void compact(const char *path)
         for (size_t i = 0; i < f.j.n; i++)
             if (f.j.list[i].state != JOURNAL_GONE)
                 buf_printf(&text, "%s\n", f.lines[i]);
-        /* Not when little would be won: many live VMs are no reason to write it again at each line. */
+        /* Not when little would be won: many live VMs are no reason to write it again at each line.
+         */
         if (text.len < bytes / 2)
             io_write_file(path, 0600, text.data, text.len, NULL);
     }
@@ -259,7 +263,7 @@ bool journal_read(const char *account, struct journal *out, struct error *err)
         return false;
     for (size_t i = 0; i < f.j.n; i++) {
         struct journal_entry *e = &f.j.list[i];
-        if (e->state == JOURNAL_GONE || (account && strcmp(account, e->account)))
+        if (e->state == JOURNAL_GONE || (account && strcmp(account, e->account) != 0))
             continue;
         out->list = xreallocarray(out->list, out->n + 1, sizeof *out->list);
         out->list[out->n++] = *e;

@@ -143,8 +143,8 @@ static bool has_line_starting(const char *text, const char *what)
 
 static bool is_public_key(const char *text)
 {
-    static const char *const types[] = {"ssh-rsa", "ssh-dss", "ssh-ed25519", "ecdsa-sha2-", "sk-ssh-",
-                                        "sk-ecdsa-"};
+    static const char *const types[] = {"ssh-rsa",     "ssh-dss", "ssh-ed25519",
+                                        "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"};
 
     text += strspn(text, " \t\r\n");
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
@@ -186,7 +186,7 @@ static bool is_pkcs8_ed25519(const struct pem *p)
     unsigned char head[48];
     static const unsigned char oid[] = {0x06, 0x03, 0x2b, 0x65, 0x70};
     size_t n = body_head(p, head, sizeof head);
-    bool found = !*p->label && memmem(head, n, oid, sizeof oid);
+    bool found = p->label && !*p->label && memmem(head, n, oid, sizeof oid);
 
     explicit_bzero(head, sizeof head);
     return found;
@@ -195,45 +195,55 @@ static bool is_pkcs8_ed25519(const struct pem *p)
 static bool pem_check(const char *text, struct pem *p, struct error *err)
 {
     if (strlen(text) > KEY_MAX)
-        return error_set(err, ERR_INVALID, "the SSH private key is longer than any key (over 64 KiB)");
-    if (has_line_starting(text, "PuTTY-User-Key-File-"))
         return error_set(err, ERR_INVALID,
-                         "the SSH private key is a PuTTY key (.ppk), which OpenSSH cannot read: convert it "
-                         "with `puttygen KEY.ppk -O private-openssh -o KEY`, or in PuTTYgen with "
-                         "Conversions, Export OpenSSH key");
+                         "the SSH private key is longer than any key (over 64 KiB)");
+    if (has_line_starting(text, "PuTTY-User-Key-File-"))
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key is a PuTTY key (.ppk), which OpenSSH cannot read: convert it "
+            "with `puttygen KEY.ppk -O private-openssh -o KEY`, or in PuTTYgen with "
+            "Conversions, Export OpenSSH key");
     pem_read(text, p);
     if (!p->begin && (is_public_key(text) || p->public_block))
-        return error_set(err, ERR_INVALID,
-                         "this is a public SSH key, not a private one: paste the file without `.pub` at the "
-                         "end of its name");
+        return error_set(
+            err, ERR_INVALID,
+            "this is a public SSH key, not a private one: paste the file without `.pub` at the "
+            "end of its name");
     if (p->one_line)
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key has lost its line breaks: paste the file as it is, the BEGIN "
-                         "line, the lines below it and the END line");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key has lost its line breaks: paste the file as it is, the BEGIN "
+            "line, the lines below it and the END line");
     if (!p->begin)
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key has no `-----BEGIN ... PRIVATE KEY-----` line: paste the whole "
-                         "private key file");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key has no `-----BEGIN ... PRIVATE KEY-----` line: paste the whole "
+            "private key file");
     if (!p->end)
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key is cut off: its `-----END ... PRIVATE KEY-----` line is "
-                         "missing; paste the whole file");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key is cut off: its `-----END ... PRIVATE KEY-----` line is "
+            "missing; paste the whole file");
     if (p->label_differs)
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key begins as one kind and ends as another (BEGIN and END lines "
-                         "differ): paste one whole file");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key begins as one kind and ends as another (BEGIN and END lines "
+            "differ): paste one whole file");
     if (p->broken_line)
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key is damaged: a line between BEGIN and END is neither base64 nor "
-                         "a `Name: value` header; paste the file again");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key is damaged: a line between BEGIN and END is neither base64 nor "
+            "a `Name: value` header; paste the file again");
     if (!p->b64.len)
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key is empty: there is nothing between its BEGIN and END lines");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key is empty: there is nothing between its BEGIN and END lines");
     if (is_encrypted(p))
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key is protected by a passphrase, which nobody is there to type: "
-                         "make a copy without one (`cp KEY COPY; ssh-keygen -p -N '' -f COPY`), or use an "
-                         "agent (sshAgentSocket)");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key is protected by a passphrase, which nobody is there to type: "
+            "make a copy without one (`cp KEY COPY; ssh-keygen -p -N '' -f COPY`), or use an "
+            "agent (sshAgentSocket)");
     return true;
 }
 
@@ -321,9 +331,10 @@ bool key_decode(const struct key *k, char **public_key, struct deadline d, struc
 
     if (!spawn_run(argv, NULL, 0, &out, &said, 65536, d, &status, &why)) {
         if (why.sys == ENOENT)
-            return error_set(err, ERR_UNSUPPORTED,
-                             "the SSH private key cannot be tried out: there is no ssh-keygen on this "
-                             "machine; install openssh-client");
+            return error_set(
+                err, ERR_UNSUPPORTED,
+                "the SSH private key cannot be tried out: there is no ssh-keygen on this "
+                "machine; install openssh-client");
         error_move(err, &why);
         return error_prefix(err, "try out the SSH private key");
     }
@@ -338,21 +349,24 @@ bool key_decode(const struct key *k, char **public_key, struct deadline d, struc
     }
     const char *text = said.data ? said.data : "";
     if (strstr(text, "incorrect passphrase"))
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key is protected by a passphrase, which nobody is there to type: "
-                         "make a copy without one (`cp KEY COPY; ssh-keygen -p -N '' -f COPY`)");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key is protected by a passphrase, which nobody is there to type: "
+            "make a copy without one (`cp KEY COPY; ssh-keygen -p -N '' -f COPY`)");
     if (k->pkcs8_ed25519)
-        return error_set(err, ERR_INVALID,
-                         "the SSH private key is an Ed25519 key in PKCS#8 form, which OpenSSH reads only from "
-                         "version 9.6 on: convert it there with `ssh-keygen -p -N '' -f KEY`, or with "
-                         "`puttygen KEY -O private-openssh -o NEW`");
+        return error_set(
+            err, ERR_INVALID,
+            "the SSH private key is an Ed25519 key in PKCS#8 form, which OpenSSH reads only from "
+            "version 9.6 on: convert it there with `ssh-keygen -p -N '' -f KEY`, or with "
+            "`puttygen KEY -O private-openssh -o NEW`");
     /* "Load key "/proc/...": error in libcrypto": the path would only confuse. */
     const char *colon = strstr(text, "\": ");
     cleanup_buf struct buf shown = {0};
     const char *reason = colon ? colon + 3 : text;
     text_visible(&shown, reason, strcspn(reason, "\r\n"), 200);
-    return error_set(err, ERR_INVALID,
-                     "the SSH private key is damaged, OpenSSH cannot decode it (%s): copy the key file "
-                     "again, or make a new key with `ssh-keygen -t ed25519`",
-                     shown.data && shown.len ? shown.data : "no reason given");
+    return error_set(
+        err, ERR_INVALID,
+        "the SSH private key is damaged, OpenSSH cannot decode it (%s): copy the key file "
+        "again, or make a new key with `ssh-keygen -t ed25519`",
+        shown.data && shown.len ? shown.data : "no reason given");
 }

@@ -25,8 +25,8 @@ static inline void cleanup_key_fn(struct key **k)
 
 /* "/proc/PID/fd/N", readable by a child of ours running as the same user while the key lives. */
 const char *key_path(const struct key *k);
-/* Decodes it with `ssh-keygen -y`: refuses a damaged one and one with a passphrase. *public_key (may be
- * NULL) gets "TYPE BASE64", owned. ERR_UNSUPPORTED when there is no ssh-keygen. */
+/* Decodes it with `ssh-keygen -y`: refuses a damaged one and one with a passphrase. *public_key
+ * (may be NULL) gets "TYPE BASE64", owned. ERR_UNSUPPORTED when there is no ssh-keygen. */
 bool key_decode(const struct key *k, char **public_key, struct deadline d, struct error *err);
 
 #endif

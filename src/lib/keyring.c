@@ -19,8 +19,9 @@ static bool run(const char *const *argv, const char *in, struct buf *out, int *c
                 struct error *err)
 {
     cleanup_buf struct buf complaint = {0};
-    int status;
+    int status = 0;
 
+    *code = -1;
     if (!spawn_run(argv, in ? in : "", in ? strlen(in) : 0, out, &complaint, KEYRING_MAX,
                    deadline_in(KEYRING_MS), &status, err))
         return error_prefix(err, "ask the desktop keyring");

@@ -160,8 +160,9 @@ bool mark_parse(const char *comment, struct mark *out)
     cleanup_free char *inside = xstrndup(at, (size_t)(end - at));
     char *rest = inside, *word;
     while ((word = strsep(&rest, " "))) {
-        char **to = text_starts(word, "env=") ? &out->env_id : text_starts(word, "run=") ? &out->run_id
-                                                                                         : &out->kind;
+        char **to = text_starts(word, "env=")   ? &out->env_id
+                    : text_starts(word, "run=") ? &out->run_id
+                                                : &out->kind;
         if (!*to)
             *to = xstrdup(to == &out->kind ? word : word + 4);
     }

@@ -1,4 +1,5 @@
-/* VM names and the mark that says a VM is ours (behaviour.md, "Naming", "Our mark"). Results are owned. */
+/* VM names and the mark that says a VM is ours (behaviour.md, "Naming", "Our mark"). Results are
+ * owned. */
 #ifndef LIB_NAME_H
 #define LIB_NAME_H
 
@@ -17,8 +18,8 @@ char *name_probe(const char *prefix);
 char *name_random(const char *prefix, const char *kind);
 
 /* "TEXT [exedev env=ENV run=RUN]", at most 200 bytes: the operator's text gives way, cut between
- * characters; ids are cleaned to letters, digits, '.', '_', '-' and at most 64 bytes. kind: "lease", "probe",
- * "template", ... */
+ * characters; ids are cleaned to letters, digits, '.', '_', '-' and at most 64 bytes. kind:
+ * "lease", "probe", "template", ... */
 char *mark_comment(const char *text, const char *kind, const char *env_id, const char *run_id);
 struct mark {
     char *kind, *env_id, *run_id;

@@ -97,7 +97,8 @@ static const json_t *find_object(const json_t *v, int depth)
     return name_of(v) || dest_of(v) ? v : NULL;
 }
 
-/* What the text says where no name is given: "vm+bloggy@vm.exe.xyz" and "bloggy.exe.xyz" are both bloggy. */
+/* What the text says where no name is given: "vm+bloggy@vm.exe.xyz" and "bloggy.exe.xyz" are both
+ * bloggy. */
 static char *name_from_dest(const char *dest)
 {
     const char *at = strrchr(dest, '@');
@@ -116,7 +117,7 @@ static void read_tags(struct record *r, const json_t *v)
     if (!json_is_array(v))
         return;
     r->tags = json_array();
-    json_array_foreach((json_t *)v, i, tag) {
+    json_array_foreach ((json_t *)v, i, tag) {
         const char *s = json_is_object(tag) ? json_str(tag, "name") : json_string_value(tag);
         if (s)
             json_array_append_new(r->tags, json_string(s));
@@ -138,7 +139,8 @@ static void refused(struct error *err, const char *what, const char *value)
     cleanup_buf struct buf b = {0};
 
     text_visible(&b, value, strlen(value), 80);
-    error_set(err, ERR_UNSAFE, "exe.dev's answer names the %s `%s`, which holds what it may not: it is not used",
+    error_set(err, ERR_UNSAFE,
+              "exe.dev's answer names the %s `%s`, which holds what it may not: it is not used",
               what, b.data ? b.data : "");
 }
 
@@ -187,7 +189,8 @@ static bool fill(struct record *r, const json_t *o, const char *asked, struct er
     return true;
 }
 
-bool record_from_answer(const json_t *answer, const char *name, struct record *out, struct error *err)
+bool record_from_answer(const json_t *answer, const char *name, struct record *out,
+                        struct error *err)
 {
     const json_t *o = find_object(answer, 0);
 
@@ -198,7 +201,7 @@ bool record_from_answer(const json_t *answer, const char *name, struct record *o
         record_clear(out);
         return false;
     }
-    if (name && strcmp(out->vm_name, name)) {
+    if (name && strcmp(out->vm_name, name) != 0) {
         error_set(err, ERR_PROTOCOL, "exe.dev answered about the VM %s where %s was asked for",
                   out->vm_name, name);
         record_clear(out);
@@ -207,7 +210,8 @@ bool record_from_answer(const json_t *answer, const char *name, struct record *o
     return true;
 }
 
-/* The list in an answer to ls: NULL when there is none. *empty: it is there as null (Go writes an empty list so). */
+/* The list in an answer to ls: NULL when there is none. *empty: it is there as null (Go writes an
+ * empty list so). */
 static const json_t *find_list(const json_t *v, int depth, bool *empty)
 {
     static const char *const keys[] = {"vms", "data"};
@@ -254,7 +258,7 @@ bool records_from_ls(const json_t *answer, struct records *out, struct error *er
 
     *out = (struct records){0};
     if (list) {
-        json_array_foreach((json_t *)list, i, entry) {
+        json_array_foreach ((json_t *)list, i, entry) {
             list_add(out, entry);
         }
         return true;
@@ -289,7 +293,7 @@ enum record_tag record_has_tag(const struct record *r, const char *tag)
 
     if (!r->tags)
         return RECORD_TAG_UNTOLD;
-    json_array_foreach(r->tags, i, v) {
+    json_array_foreach (r->tags, i, v) {
         if (!strcmp(json_string_value(v), tag))
             return RECORD_TAG_YES;
     }

@@ -86,7 +86,7 @@ static struct form *forms_of(const char *s)
         return forms;
     for (const char *line = s; *line;) {
         size_t n = strcspn(line, "\r\n");
-        if (n >= LINE_LEAST && strncmp(line, "-----", 5))
+        if (n >= LINE_LEAST && strncmp(line, "-----", 5) != 0)
             add_spellings(&forms, line, n);
         line += n;
         line += strspn(line, "\r\n");
@@ -110,7 +110,7 @@ void redact_add(const char *secret)
         return;
     pthread_mutex_lock(&lock);
     struct known *k = all;
-    while (k && strcmp(k->text, secret))
+    while (k && strcmp(k->text, secret) != 0)
         k = k->next;
     if (!k) {
         k = xcalloc(1, sizeof *k);
@@ -130,7 +130,7 @@ void redact_remove(const char *secret)
     pthread_mutex_lock(&lock);
     for (struct known **at = &all; *at; at = &(*at)->next) {
         struct known *k = *at;
-        if (strcmp(k->text, secret))
+        if (strcmp(k->text, secret) != 0)
             continue;
         if (--k->users == 0) {
             *at = k->next;

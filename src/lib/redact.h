@@ -9,12 +9,14 @@
 
 #define REDACTED "[REDACTED]"
 
-/* Counted: each redact_add needs its redact_remove, after which the copy kept here is wiped. NULL, and texts
- * too short to be secret (under 4 bytes), are ignored. A text of several lines is known by each long line too. */
+/* Counted: each redact_add needs its redact_remove, after which the copy kept here is wiped. NULL,
+ * and texts too short to be secret (under 4 bytes), are ignored. A text of several lines is known
+ * by each long line too. */
 void redact_add(const char *secret);
 void redact_remove(const char *secret);
 
-/* A copy with every known secret replaced, also as JSON, shell or percent-encoding write it. Owned. */
+/* A copy with every known secret replaced, also as JSON, shell or percent-encoding write it. Owned.
+ */
 char *redact(const char *text);
 /* The same, with further secrets of this call only (short ones too, where they stand after '='). */
 char *redact_with(const char *text, const char *const *more, size_t n);

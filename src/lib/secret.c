@@ -17,8 +17,7 @@ char *secret_dupn(const void *p, size_t n)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t mapped = (sizeof(struct head) + n + 1 + page - 1) / page * page;
-    struct head *h =
-        mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct head *h = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (h == MAP_FAILED)
         xmalloc((size_t)-1 / 2); /* ends the process with the allocator's message */

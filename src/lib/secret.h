@@ -1,4 +1,5 @@
-/* Memory for secrets: pages of its own that no core dump holds, wiped before they go. Thread-safe. */
+/* Memory for secrets: pages of its own that no core dump holds, wiped before they go. Thread-safe.
+ */
 #ifndef LIB_SECRET_H
 #define LIB_SECRET_H
 

@@ -6,9 +6,9 @@
 #include "base/buf.h"
 #include "base/cleanup.h"
 
-/* Runs as the login user at first boot, with passwordless sudo where the image has it. It must hold no
- * backslash-n: exe.dev turns that into a newline. `state` is written last and whole, so that a reader never
- * sees half of it. */
+/* Runs as the login user at first boot, with passwordless sudo where the image has it. It must hold
+ * no backslash-n: exe.dev turns that into a newline. `state` is written last and whole, so that a
+ * reader never sees half of it. */
 static const char builtin[] =
     "#!/bin/sh\n"
     "d=" SETUP_DIR "\n"
@@ -21,11 +21,14 @@ static const char builtin[] =
     "as_root() { if [ \"$(id -u)\" = 0 ]; then \"$@\"; else sudo -n \"$@\"; fi; }\n"
     "install_node() {\n"
     "  export DEBIAN_FRONTEND=noninteractive\n"
-    "  command -v apt-get >/dev/null || { echo 'no apt-get: this image cannot get Node.js from NodeSource'; "
+    "  command -v apt-get >/dev/null || { echo 'no apt-get: this image cannot get Node.js from "
+    "NodeSource'; "
     "return 1; }\n"
-    "  command -v curl >/dev/null || { as_root apt-get -q update && as_root apt-get -q install -y curl "
+    "  command -v curl >/dev/null || { as_root apt-get -q update && as_root apt-get -q install -y "
+    "curl "
     "ca-certificates; } || return 1\n"
-    "  curl -fsSL --retry 3 -o $d/nodesource.sh https://deb.nodesource.com/setup_%lld.x || return 1\n"
+    "  curl -fsSL --retry 3 -o $d/nodesource.sh https://deb.nodesource.com/setup_%lld.x || return "
+    "1\n"
     "  as_root env DEBIAN_FRONTEND=noninteractive bash $d/nodesource.sh &&\n"
     "    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y nodejs && good\n"
     "}\n"
@@ -33,8 +36,8 @@ static const char builtin[] =
     "else install_node >$d/log 2>&1; fi\n"
     "put \"done $?\"\n";
 
-/* A configured script that is waited for, recorded in the same way. It keeps its own first line, and its text is
- * not touched: it travels as a here-document. */
+/* A configured script that is waited for, recorded in the same way. It keeps its own first line,
+ * and its text is not touched: it travels as a here-document. */
 static char *recorded(const char *script)
 {
     cleanup_buf struct buf b = {0};

@@ -27,10 +27,11 @@ static bool private_folder(const char *path, struct error *err)
     if (lstat(path, &st))
         return error_sys(err, errno, "look at the state folder %s", path);
     if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid())
-        return error_set(err, ERR_UNSAFE,
-                         "the state folder %s belongs to somebody else: remove it, or name another with "
-                         "EXEDEV_STATE_DIR",
-                         path);
+        return error_set(
+            err, ERR_UNSAFE,
+            "the state folder %s belongs to somebody else: remove it, or name another with "
+            "EXEDEV_STATE_DIR",
+            path);
     if ((st.st_mode & 077) && chmod(path, 0700))
         return error_sys(err, errno, "make the state folder %s private (chmod 700)", path);
     if (access(path, W_OK | X_OK))
@@ -46,7 +47,8 @@ char *state_dir(struct error *err)
 
     if (named && *named) {
         if (*named != '/') {
-            error_set(err, ERR_INVALID, "EXEDEV_STATE_DIR must be an absolute path, it is `%s`", named);
+            error_set(err, ERR_INVALID, "EXEDEV_STATE_DIR must be an absolute path, it is `%s`",
+                      named);
             return NULL;
         }
         return private_folder(named, err) ? xstrdup(named) : NULL;
@@ -83,7 +85,8 @@ char *state_known_hosts(const char *pinned, struct error *err)
 
     if (!pinned)
         return state_path("known_hosts", err);
-    /* Named by its content: two configs with different pins never share a file, and it is never changed. */
+    /* Named by its content: two configs with different pins never share a file, and it is never
+     * changed. */
     EVP_Digest(pinned, strlen(pinned), digest, NULL, EVP_sha256(), NULL);
     io_hex(digest, 16, hex);
     cleanup_free char *name = xasprintf("known_hosts.pinned-%s", hex);
@@ -112,7 +115,8 @@ int state_lock(const char *name, int64_t wait_ms, struct error *err)
             return -1;
         }
         if (deadline_passed(d)) {
-            error_set(err, ERR_TIMEOUT, "another exedev process has held the lock %s for too long", path);
+            error_set(err, ERR_TIMEOUT, "another exedev process has held the lock %s for too long",
+                      path);
             return -1;
         }
         deadline_sleep(d, 5);

@@ -16,12 +16,12 @@ char *state_path(const char *name, struct error *err);
 /* Where OpenSSH keeps the VMs' host keys; for pinned lines a file of that content. Owned. */
 char *state_known_hosts(const char *pinned, struct error *err);
 
-/* An exclusive lock shared by our processes, freed by closing the descriptor or by any death. Waits at most
- * wait_ms; -1 and ERR_TIMEOUT. Names are of our own choosing. */
+/* An exclusive lock shared by our processes, freed by closing the descriptor or by any death. Waits
+ * at most wait_ms; -1 and ERR_TIMEOUT. Names are of our own choosing. */
 int state_lock(const char *name, int64_t wait_ms, struct error *err);
 
-/* The journal: one line per event, appended and fsynced before it returns; a torn last line is ignored. It
- * never holds a token. */
+/* The journal: one line per event, appended and fsynced before it returns; a torn last line is
+ * ignored. It never holds a token. */
 enum journal_state {
     JOURNAL_INTENT,   /* written before new: the VM may exist */
     JOURNAL_LIVE,     /* a lease; its owner or the host knows it */
@@ -30,11 +30,11 @@ enum journal_state {
     JOURNAL_GONE,     /* seen gone; forgotten at the next compaction */
 };
 struct journal_entry {
-    char *name;       /* the VM */
-    char *account;    /* config_account_id */
-    char *kind;       /* "lease", "probe", "template", "setup" */
-    char *env_id;     /* may be NULL */
-    char *run_id;     /* may be NULL */
+    char *name;    /* the VM */
+    char *account; /* config_account_id */
+    char *kind;    /* "lease", "probe", "template", "setup" */
+    char *env_id;  /* may be NULL */
+    char *run_id;  /* may be NULL */
     enum journal_state state;
     int64_t since;    /* Unix seconds of the first event */
     int64_t at;       /* of the last */

@@ -21,9 +21,9 @@
 #define TIME_MAX 4102444800LL /* 2100-01-01 */
 #define SCOPE_ACCOUNT "v0@exe.dev"
 
-static const char *const default_cmds[] = {"help",        "ls",         "new",          "whoami",
-                                           "ssh-key list", "share show", "exe0-to-exe1", "team",
-                                           "team members"};
+static const char *const default_cmds[] = {"help",         "ls",           "new",
+                                           "whoami",       "ssh-key list", "share show",
+                                           "exe0-to-exe1", "team",         "team members"};
 
 void token_clear(struct token *t)
 {
@@ -77,10 +77,11 @@ static bool read_time(const json_t *v, const char *key, int64_t *out, struct err
     if (!v)
         return true;
     if (!json_is_integer(v) || json_integer_value(v) < TIME_MIN || json_integer_value(v) > TIME_MAX)
-        return error_set(err, ERR_INVALID,
-                         "the token's `%s` is not a whole number of Unix seconds between the years 2000 "
-                         "and 2100",
-                         key);
+        return error_set(
+            err, ERR_INVALID,
+            "the token's `%s` is not a whole number of Unix seconds between the years 2000 "
+            "and 2100",
+            key);
     *out = json_integer_value(v);
     return true;
 }
@@ -95,18 +96,22 @@ static bool read_payload(const struct buf *text, struct token *t, struct error *
     if (memchr(text->data, '\n', text->len) || memchr(text->data, '\0', text->len))
         return error_set(err, ERR_INVALID, "the token's permissions hold a newline or NUL");
     if (text->data[0] != '{' || text->data[text->len - 1] != '}')
-        return error_set(err, ERR_INVALID,
-                         "the token's permissions are not a bare JSON object (nothing may stand around it)");
+        return error_set(
+            err, ERR_INVALID,
+            "the token's permissions are not a bare JSON object (nothing may stand around it)");
     cleanup_json json_t *o = json_loadb(text->data, text->len, JSON_REJECT_DUPLICATES, &why);
     if (!o)
-        return error_set(err, ERR_INVALID, "the token's permissions are not valid JSON: %s", why.text);
-    json_object_foreach(o, key, v) {
-        if (strcmp(key, "exp") && strcmp(key, "nbf") && strcmp(key, "cmds") && strcmp(key, "ctx")) {
+        return error_set(err, ERR_INVALID, "the token's permissions are not valid JSON: %s",
+                         why.text);
+    json_object_foreach (o, key, v) {
+        if (strcmp(key, "exp") != 0 && strcmp(key, "nbf") != 0 && strcmp(key, "cmds") != 0 &&
+            strcmp(key, "ctx") != 0) {
             cleanup_buf struct buf shown = {0};
             text_visible(&shown, key, strlen(key), 40);
-            return error_set(err, ERR_INVALID,
-                             "the token's permissions hold `%s`; only exp, nbf, cmds and ctx are known",
-                             shown.data ? shown.data : "");
+            return error_set(
+                err, ERR_INVALID,
+                "the token's permissions hold `%s`; only exp, nbf, cmds and ctx are known",
+                shown.data ? shown.data : "");
         }
     }
     if (!read_time(json_object_get(o, "exp"), "exp", &t->exp, err) ||
@@ -115,7 +120,7 @@ static bool read_payload(const struct buf *text, struct token *t, struct error *
     json_t *cmds = json_object_get(o, "cmds");
     if (cmds && !json_is_array(cmds))
         return error_set(err, ERR_INVALID, "the token's `cmds` is not a list of command names");
-    json_array_foreach(cmds, i, v) {
+    json_array_foreach (cmds, i, v) {
         if (!json_is_string(v))
             return error_set(err, ERR_INVALID, "the token's `cmds` is not a list of command names");
     }
@@ -131,7 +136,7 @@ static bool read_signature(const struct buf *blob, struct token *t, struct error
     size_t key_len, n;
     const char *magic = cursor_bytes(&c, 6);
 
-    if (!magic || memcmp(magic, "SSHSIG", 6) || cursor_u32(&c) != 1)
+    if (!magic || memcmp(magic, "SSHSIG", 6) != 0 || cursor_u32(&c) != 1)
         return error_set(err, ERR_INVALID, "the token's signature is no SSH signature");
     const char *key = cursor_str(&c, 16384, &key_len);
     t->scope = cursor_strdup(&c, 300);
@@ -159,14 +164,16 @@ static bool read_exe0(const char *text, struct token *t, struct error *err)
     cleanup_secret_buf struct buf json = {0}, blob = {0};
 
     if (!dot || strchr(dot + 1, '.'))
-        return error_set(err, ERR_INVALID,
-                         "an exe0 token has three parts, exe0.PERMISSIONS.SIGNATURE; this one does not: "
-                         "copy it again");
+        return error_set(
+            err, ERR_INVALID,
+            "an exe0 token has three parts, exe0.PERMISSIONS.SIGNATURE; this one does not: "
+            "copy it again");
     if (!base64url_decode(payload, (size_t)(dot - payload), &json) ||
         !base64url_decode(dot + 1, strlen(dot + 1), &blob))
-        return error_set(err, ERR_INVALID,
-                         "the exe0 token is damaged: its parts are not base64url without padding; copy it "
-                         "again");
+        return error_set(
+            err, ERR_INVALID,
+            "the exe0 token is damaged: its parts are not base64url without padding; copy it "
+            "again");
     return read_payload(&json, t, err) && read_signature(&blob, t, err);
 }
 
@@ -179,9 +186,10 @@ bool token_parse(const char *text, struct token *out, struct error *err)
         return error_set(err, ERR_INVALID, "the token is longer than exe.dev takes (8 KiB)");
     for (const char *s = text; *s; s++)
         if ((unsigned char)*s <= ' ' || (unsigned char)*s >= 0x7f)
-            return error_set(err, ERR_INVALID,
-                             "the token holds white space or a character no token has: copy it again, as "
-                             "one line");
+            return error_set(
+                err, ERR_INVALID,
+                "the token holds white space or a character no token has: copy it again, as "
+                "one line");
     if (text_starts(text, "exe1."))
         out->kind = TOKEN_EXE1;
     if (!text_starts(text, "exe0."))
@@ -206,7 +214,7 @@ bool token_allows(const struct token *t, const char *command)
                 return true;
         return false;
     }
-    json_array_foreach(t->cmds, i, v) {
+    json_array_foreach (t->cmds, i, v) {
         if (!strcmp(json_string_value(v), command))
             return true;
     }
@@ -222,7 +230,8 @@ static void describe_time(struct buf *out, const char *what, int64_t at, int64_t
     gmtime_r(&when, &tm);
     strftime(date, sizeof date, "%Y-%m-%d %H:%M:%S UTC", &tm);
     cleanup_free char *span = text_duration_ms((at > now ? at - now : now - at) * 1000);
-    buf_printf(out, "%s %s (%s%s%s)\n", what, date, at > now ? "in " : "", span, at > now ? "" : " ago");
+    buf_printf(out, "%s %s (%s%s%s)\n", what, date, at > now ? "in " : "", span,
+               at > now ? "" : " ago");
 }
 
 void token_describe(const struct token *t, int64_t now, struct buf *out)
@@ -231,14 +240,17 @@ void token_describe(const struct token *t, int64_t now, struct buf *out)
     size_t i;
 
     if (t->kind == TOKEN_EXE1) {
-        buf_puts(out, "kind:       exe1, a short form issued by exe.dev; nothing can be read from it\n");
+        buf_puts(out,
+                 "kind:       exe1, a short form issued by exe.dev; nothing can be read from it\n");
         return;
     }
     if (t->kind == TOKEN_OTHER) {
         buf_puts(out, "kind:       not exe0 and not exe1; only the server can judge it\n");
         return;
     }
-    buf_puts(out, "kind:       exe0, signed by an SSH key (the signature itself is checked by exe.dev)\n");
+    buf_puts(
+        out,
+        "kind:       exe0, signed by an SSH key (the signature itself is checked by exe.dev)\n");
     if (!strcmp(t->scope, SCOPE_ACCOUNT))
         buf_puts(out, "opens:      the API of the account that holds the key\n");
     else
@@ -255,7 +267,7 @@ void token_describe(const struct token *t, int64_t now, struct buf *out)
     if (!t->cmds)
         for (i = 0; i < sizeof default_cmds / sizeof *default_cmds; i++)
             buf_printf(out, "%s%s", i ? ", " : "", default_cmds[i]);
-    json_array_foreach(t->cmds, i, v) {
+    json_array_foreach (t->cmds, i, v) {
         buf_puts(out, i ? ", " : "");
         text_visible(out, json_string_value(v), json_string_length(v), 60);
     }
@@ -268,7 +280,8 @@ bool token_payload(const json_t *cmds, int64_t nbf, int64_t exp, const json_t *c
     cleanup_json json_t *o = json_object();
 
     if ((nbf && (nbf < TIME_MIN || nbf > TIME_MAX)) || (exp && (exp < TIME_MIN || exp > TIME_MAX)))
-        return error_set(err, ERR_INVALID, "a token's times must lie between the years 2000 and 2100");
+        return error_set(err, ERR_INVALID,
+                         "a token's times must lie between the years 2000 and 2100");
     if (exp && nbf && exp <= nbf)
         return error_set(err, ERR_INVALID, "the token would expire before it becomes valid");
     if (cmds)
@@ -301,12 +314,17 @@ static bool sign(const struct token_signer *s, const char *scope, const struct b
                  struct deadline d, struct buf *blob, struct error *err)
 {
     cleanup_fd int fd = -1;
-    cleanup_free char *file = s->key ? xstrdup(key_path(s->key)) : s->key_file ? xstrdup(s->key_file) : NULL;
-    cleanup_free char *agent = xasprintf("SSH_AUTH_SOCK=%s", s->agent_socket ? s->agent_socket : "");
+    cleanup_free char *file = s->key        ? xstrdup(key_path(s->key))
+                              : s->key_file ? xstrdup(s->key_file)
+                                            : NULL;
+    cleanup_free char *agent =
+        xasprintf("SSH_AUTH_SOCK=%s", s->agent_socket ? s->agent_socket : "");
     cleanup_secret_buf struct buf out = {0};
     cleanup_buf struct buf said = {0};
     int status;
 
+    if (!file && !s->public_key)
+        return error_set(err, ERR_INTERNAL, "a token needs a key to be signed with");
     if (!file) {
         /* ssh-keygen takes the agent's key by its public half, from a file. */
         fd = key_memfd("public-key", s->public_key, strlen(s->public_key), err);
@@ -314,10 +332,11 @@ static bool sign(const struct token_signer *s, const char *scope, const struct b
             return false;
         file = xasprintf("/proc/%d/fd/%d", (int)getpid(), fd);
     }
-    const char *const argv[] = {"env", agent, "ssh-keygen", "-q", "-Y", "sign", "-n", scope, "-f", file, NULL};
+    const char *const argv[] = {"env", agent, "ssh-keygen", "-q", "-Y", "sign",
+                                "-n",  scope, "-f",         file, NULL};
     cleanup_error struct error why = {0};
-    if (!spawn_run(argv + (s->agent_socket ? 0 : 2), payload->data, payload->len, &out, &said, 65536, d,
-                   &status, &why)) {
+    if (!spawn_run(argv + (s->agent_socket ? 0 : 2), payload->data, payload->len, &out, &said,
+                   65536, d, &status, &why)) {
         error_move(err, &why);
         return error_prefix(err, "sign a token with ssh-keygen (from openssh-client)");
     }
@@ -337,7 +356,8 @@ char *token_mint(const struct token_signer *s, const char *vm, const struct buf 
     cleanup_secret_buf struct buf blob = {0}, text = {0};
 
     if (vm && !text_is_vm_name(vm)) {
-        error_set(err, ERR_INVALID, "a token is made for one VM, by its name alone (no `.exe.xyz`)");
+        error_set(err, ERR_INVALID,
+                  "a token is made for one VM, by its name alone (no `.exe.xyz`)");
         return NULL;
     }
     if (!sign(s, scope, payload, d, &blob, err))
@@ -347,8 +367,10 @@ char *token_mint(const struct token_signer *s, const char *vm, const struct buf 
     buf_putc(&text, '.');
     base64url_encode(blob.data, blob.len, &text);
     if (text.len > TOKEN_MAX) {
-        error_set(err, ERR_TOO_LARGE, "the token has %zu bytes, exe.dev takes at most 8192: sign with an "
-                  "Ed25519 key, or name fewer commands", text.len);
+        error_set(err, ERR_TOO_LARGE,
+                  "the token has %zu bytes, exe.dev takes at most 8192: sign with an "
+                  "Ed25519 key, or name fewer commands",
+                  text.len);
         return NULL;
     }
     return secret_dupn(text.data, text.len);
@@ -392,9 +414,10 @@ char *token_mint_vm(const struct config *c, const char *vm, int64_t seconds, str
         s.agent_socket = c->ssh_agent_socket;
         s.public_key = public_key;
     } else {
-        error_set(err, ERR_INVALID,
-                  "a token for the VM's HTTPS proxy must be signed by your SSH key: set sshPrivateKey, "
-                  "sshIdentityFile or sshAgentSocket");
+        error_set(
+            err, ERR_INVALID,
+            "a token for the VM's HTTPS proxy must be signed by your SSH key: set sshPrivateKey, "
+            "sshIdentityFile or sshAgentSocket");
         return NULL;
     }
     /* Clocks differ: valid from a little earlier than now. */
@@ -419,5 +442,6 @@ bool token_duration(const char *text, int64_t *seconds, struct error *err)
             *seconds = n * units[i].seconds;
             return true;
         }
-    return error_set(err, ERR_INVALID, "`%s` is no length of time: write it like 30d, 12h, 45m or 90s", text);
+    return error_set(err, ERR_INVALID,
+                     "`%s` is no length of time: write it like 30d, 12h, 45m or 90s", text);
 }

@@ -156,13 +156,13 @@ bool sandbox_copy(const struct sandbox_host *h, const char *from, const char *to
 /* sshd_config(5) takes a quoted word; inside it only quotes and backslashes are special. */
 static void put_quoted(struct buf *out, const char *key, const char *value)
 {
-    buf_printf(out, "SetEnv \"%s=", key);
+    buf_printf(out, " \"%s=", key);
     for (; *value; value++) {
         if (*value == '"' || *value == '\\' || *value == '\'')
             buf_putc(out, '\\');
         buf_putc(out, *value);
     }
-    buf_puts(out, "\"\n");
+    buf_putc(out, '"');
 }
 
 static void put_sshd_config(struct buf *out, const struct sandbox *s)
@@ -180,8 +180,13 @@ static void put_sshd_config(struct buf *out, const struct sandbox *s)
                "Subsystem sftp internal-sftp\nAcceptEnv LANG LC_*\nPrintLastLog no\nUseDNS no\n"
                "MaxSessions %u\nLogLevel VERBOSE\n",
                s->port, s->address, s->max_sessions);
+    /* only the first SetEnv line counts (sshd_config(5): "the first obtained value will be used")
+     */
+    if (json_object_size(s->env))
+        buf_puts(out, "SetEnv");
     json_object_foreach ((json_t *)(uintptr_t)s->env, key, value)
         put_quoted(out, key, json_string_value(value));
+    buf_putc(out, '\n');
 }
 
 static bool put_guest_files(const struct sandbox_host *h, const struct sandbox *s,

@@ -280,26 +280,37 @@ static bool need_programs(struct error *err)
     return true;
 }
 
+/* For a lobby that is root: a number that nobody else has, so that VMs have none of root's rights.
+ * Inside a user name space (a rootless container) few numbers are mapped, or one: then VMs run as
+ * the lobby. */
+static uid_t choose_user(const char *vms)
+{
+    unsigned short random;
+    struct stat st;
+
+    /* kept by a folder that is found again */
+    if (stat(vms, &st) == 0 && st.st_uid != 0)
+        return st.st_uid;
+    io_random(&random, sizeof random);
+    const uid_t candidates[] = {1u << 20 | random, 20000 + random % 40000u};
+    for (size_t i = 0; i < 2; i++) {
+        if (disk_mkdir(vms, 0711, candidates[i], NULL))
+            return candidates[i];
+    }
+    return (uid_t)-1;
+}
+
 bool sandbox_host_setup(struct sandbox_host *h, enum disk_mode want, char **note, struct error *err)
 {
     cleanup_free char *vms = xasprintf("%s/vm", h->base);
     bool overlay = false;
-    struct stat st;
 
     *note = NULL;
     h->uid = (uid_t)-1;
     if (!need_programs(err))
         return false;
-    if (geteuid() == 0) {
-        /* Kept by a folder that is found again: whose its VMs are. */
-        if (stat(vms, &st) == 0 && st.st_uid != 0) {
-            h->uid = st.st_uid;
-        } else {
-            unsigned short random;
-            io_random(&random, sizeof random);
-            h->uid = 1u << 20 | random;
-        }
-    }
+    if (geteuid() == 0)
+        h->uid = choose_user(vms);
     if (!disk_mkdir(vms, 0711, h->uid, err) || !probe(h, &overlay, note, err))
         return false;
     if (want == DISK_OVERLAY && !overlay) {

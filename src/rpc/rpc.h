@@ -89,6 +89,7 @@ rpc_method_fn rpc_initialize, rpc_health, rpc_shutdown, rpc_config_changed, rpc_
 rpc_method_fn rpc_env_validate_config, rpc_env_probe, rpc_env_acquire, rpc_env_resume, rpc_env_release,
     rpc_env_destroy, rpc_env_realize, rpc_env_ingress;
 rpc_method_fn rpc_env_execute;
+rpc_method_fn rpc_env_sync_in, rpc_env_sync_out;
 rpc_method_fn rpc_env_setup_start, rpc_env_setup_get, rpc_env_setup_cancel, rpc_env_capture,
     rpc_env_template_delete;
 rpc_method_fn rpc_duplex_open, rpc_duplex_write, rpc_duplex_stop, rpc_login_open, rpc_login_input,

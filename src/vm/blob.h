@@ -13,7 +13,8 @@ extern const size_t exedev_vm_arm64_size;
 /* Hexadecimal, 32 digits: what the helper answers to --build. */
 extern const char exedev_vm_build[];
 
-/* bootstrap.sh without its comments, as one string of POSIX sh with no single quote in it. Replace every
+/* bootstrap.sh without its comments, as one string of POSIX sh with no single quote in it. Replace
+ * every
  *   @BUILD@    exedev_vm_build
  *   @X86_64@   exedev_vm_x86_64_size in decimal
  *   @ARM64@    exedev_vm_arm64_size in decimal

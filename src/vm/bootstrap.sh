@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What exedev has the VM's shell run, PROTOCOL.vm section 6. Joined into one line at build time, so that
 # csh takes it; no single quote, so that it can stand in one; no backslash, which fish reads inside
 # single quotes. Every line ends where a space may follow.

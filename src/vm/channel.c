@@ -14,7 +14,7 @@
 #define MAX_WINDOW (4u << 20)
 #define EXTRA_WINDOWS (64u << 20) /* of all streams together */
 #define BIG_PIPE (1 << 20)
-#define TURNS 64                  /* frames taken before other events get their turn */
+#define TURNS 64 /* frames taken before other events get their turn */
 
 /* ---- output ---- */
 
@@ -165,7 +165,8 @@ static bool forward(struct session *s, struct out *o)
     buf_reserve(&s->outbuf, VM_HEADER + want);
     ssize_t n = take(o, s->outbuf.data + s->outbuf.len + VM_HEADER, want);
     if (n > 0) {
-        frame_write(s->outbuf.data + s->outbuf.len, (uint32_t)n, VM_DATA, o->channel, o->stream->id);
+        frame_write(s->outbuf.data + s->outbuf.len, (uint32_t)n, VM_DATA, o->channel,
+                    o->stream->id);
         s->outbuf.len += VM_HEADER + (size_t)n;
         s->lazy_until = 0;
         sent(o, (size_t)n);
@@ -177,7 +178,8 @@ static bool forward(struct session *s, struct out *o)
     return n > 0 && o->ready;
 }
 
-/* The oldest byte that the client may still ask for: it has at most VM_MAX_CREDIT not yet consumed. */
+/* The oldest byte that the client may still ask for: it has at most VM_MAX_CREDIT not yet consumed.
+ */
 static uint64_t keep_from(const struct out *o)
 {
     uint64_t consumed = o->granted > VM_MAX_CREDIT ? o->granted - VM_MAX_CREDIT : 0;
@@ -200,7 +202,8 @@ static bool forward_spooled(struct session *s, struct out *o)
     if (o->ready && want && o->fd >= 0) {
         ssize_t n = take(o, chunk, (size_t)want);
         if (n > 0 && !spool_add(o->spool, s->dir, chunk, (size_t)n)) {
-            session_log(s, "stream %u: its output cannot be kept: %s; it is ended", o->stream->id, strerror(errno));
+            session_log(s, "stream %u: its output cannot be kept: %s; it is ended", o->stream->id,
+                        strerror(errno));
             stream_kill(s, o->stream, 0, false);
             n = -1;
         }
@@ -215,8 +218,8 @@ static bool forward_spooled(struct session *s, struct out *o)
         n = n < o->credit ? n : o->credit;
         n = n < VM_MAX_PAYLOAD ? n : VM_MAX_PAYLOAD;
         if (!spool_read(o->spool, o->sent, chunk, (size_t)n)) {
-            session_broken(s, "stream %u: output from byte %llu on is no longer there", o->stream->id,
-                           (unsigned long long)o->sent);
+            session_broken(s, "stream %u: output from byte %llu on is no longer there",
+                           o->stream->id, (unsigned long long)o->sent);
             return false;
         }
         buf_put(frame_begin(s, VM_DATA, o->channel, o->stream->id), chunk, (size_t)n);
@@ -275,8 +278,8 @@ void stream_grant(struct session *s, struct stream *st)
     if (in->eof || in->owed < in->window / 2 || !s->live)
         return;
     /* Not where a durable client counts on a grant meaning that so much was received. */
-    if (!st->out[0].spool && in->q.len == in->off && in->got >= in->window && in->window < MAX_WINDOW &&
-        s->extra_windows + in->window <= EXTRA_WINDOWS && in->fd >= 0) {
+    if (!st->out[0].spool && in->q.len == in->off && in->got >= in->window &&
+        in->window < MAX_WINDOW && s->extra_windows + in->window <= EXTRA_WINDOWS && in->fd >= 0) {
         s->extra_windows += in->window;
         in->owed += in->window;
         in->window *= 2;
@@ -304,7 +307,8 @@ void in_close(struct session *s, struct stream *st)
     buf_free(&in->q);
 }
 
-/* A terminal's reader gets its end from the character for it, which works at a line's start only. */
+/* A terminal's reader gets its end from the character for it, which works at a line's start only.
+ */
 static void send_eot(struct stream *st)
 {
     struct termios t;
@@ -313,7 +317,8 @@ static void send_eot(struct stream *st)
     if (tcgetattr(st->in.fd, &t) < 0)
         return;
     eot[0] = eot[1] = (char)t.c_cc[VEOF];
-    ssize_t ignored = write(st->in.fd, eot, st->in.last && st->in.last != '\n' && st->in.last != '\r' ? 2 : 1);
+    ssize_t ignored =
+        write(st->in.fd, eot, st->in.last && st->in.last != '\n' && st->in.last != '\r' ? 2 : 1);
     (void)ignored;
 }
 
@@ -398,7 +403,8 @@ void stream_data(struct session *s, struct stream *st, const char *p, size_t n)
     struct in *in = &st->in;
 
     if (n > in->credit || (in->eof && !in->dropped)) {
-        session_broken(s, "stream %u: stdin %s", st->id, in->eof ? "after its end" : "beyond its credit");
+        session_broken(s, "stream %u: stdin %s", st->id,
+                       in->eof ? "after its end" : "beyond its credit");
         return;
     }
     in->credit -= (uint32_t)n;

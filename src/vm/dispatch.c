@@ -21,11 +21,13 @@ static void on_hello(struct session *s, struct cursor *c)
     s->keep_ms = cursor_u32(c);
     bool durable = flags & VM_HELLO_DURABLE;
 
-    if (c->bad || c->left || memcmp(magic, VM_MAGIC, VM_MAGIC_LEN) != 0 || (flags & ~(uint32_t)VM_HELLO_DURABLE)) {
+    if (c->bad || c->left || memcmp(magic, VM_MAGIC, VM_MAGIC_LEN) != 0 ||
+        (flags & ~(uint32_t)VM_HELLO_DURABLE)) {
         session_broken(s, "a HELLO that is none of version 1");
     } else if (build_len != strlen(exedev_vm_id) || memcmp(build, exedev_vm_id, build_len) != 0) {
         session_broken(s, "a client of another build");
-    } else if (durable != s->durable || (durable && (key_len != strlen(s->key) || memcmp(key, s->key, key_len) != 0)) ||
+    } else if (durable != s->durable ||
+               (durable && (key_len != strlen(s->key) || memcmp(key, s->key, key_len) != 0)) ||
                (!durable && key_len)) {
         session_broken(s, "a HELLO for another session");
     } else {
@@ -117,7 +119,8 @@ static void on_endall(struct session *s, struct cursor *c)
 }
 
 /* Frames of one stream. */
-static void on_stream(struct session *s, struct stream *st, uint8_t type, uint8_t channel, const char *p, size_t n)
+static void on_stream(struct session *s, struct stream *st, uint8_t type, uint8_t channel,
+                      const char *p, size_t n)
 {
     struct cursor c = {.p = (const unsigned char *)p, .left = n};
 
@@ -171,7 +174,8 @@ static void on_stream(struct session *s, struct stream *st, uint8_t type, uint8_
     }
 }
 
-void dispatch(struct session *s, uint8_t type, uint8_t channel, uint32_t stream, const char *p, size_t n)
+void dispatch(struct session *s, uint8_t type, uint8_t channel, uint32_t stream, const char *p,
+              size_t n)
 {
     struct cursor c = {.p = (const unsigned char *)p, .left = n};
 
@@ -230,6 +234,7 @@ void dispatch(struct session *s, uint8_t type, uint8_t channel, uint32_t stream,
     struct stream *st = stream_find(s, stream);
     if (st && st->state != ST_KEPT && !st->dead)
         on_stream(s, st, type, channel, p, n);
-    else if (type < VM_DATA || (type > VM_CREDIT && type != VM_KILL && type != VM_WINCH && type != VM_CLOSE_IN))
+    else if (type < VM_DATA ||
+             (type > VM_CREDIT && type != VM_KILL && type != VM_WINCH && type != VM_CLOSE_IN))
         session_broken(s, "a frame of type %u from a client", type);
 }

@@ -90,8 +90,8 @@ static bool rewind_stream(struct session *s, struct stream *st, const uint64_t g
         uint64_t end = st->out[i].spool ? st->out[i].spool->end : 0;
         uint64_t base = st->out[i].spool ? st->out[i].spool->base : 0;
         if (got[i] > end) {
-            session_broken(s, "stream %u: RESUME from byte %llu of %llu", st->id, (unsigned long long)got[i],
-                           (unsigned long long)end);
+            session_broken(s, "stream %u: RESUME from byte %llu of %llu", st->id,
+                           (unsigned long long)got[i], (unsigned long long)end);
             return false;
         }
         if (got[i] < base) {
@@ -194,8 +194,8 @@ static bool end_if_marked(const char *path, const char *line)
     return pid > 1 && pid != getpid() && kill((pid_t)pid, SIGTERM) == 0;
 }
 
-/* Goes through the sessions of the folder: those that live and have the marker are told to end (marker
- * NULL: none), what dead ones left is removed. */
+/* Goes through the sessions of the folder: those that live and have the marker are told to end
+ * (marker NULL: none), what dead ones left is removed. */
 static unsigned walk(const char *dir, const char *marker)
 {
     cleanup_dir DIR *d = dir ? opendir(dir) : NULL;
@@ -227,7 +227,8 @@ unsigned durable_end_marker(struct session *s, const char *marker)
 
 /* ---- starting ---- */
 
-/* Names are taken relative to the private folder, because a socket's whole path may be 107 bytes. */
+/* Names are taken relative to the private folder, because a socket's whole path may be 107 bytes.
+ */
 static bool address(const char *key, struct sockaddr_un *sa)
 {
     *sa = (struct sockaddr_un){.sun_family = AF_UNIX};
@@ -381,7 +382,8 @@ static bool relay(int sock)
             break;
         spoke |= (p[2].revents & POLLIN) != 0;
         short from_sock = down_full ? 0 : p[2].revents;
-        alive = half_step(&down, from_sock, p[1].revents) && half_step(&up, p[0].revents, p[2].revents & POLLOUT);
+        alive = half_step(&down, from_sock, p[1].revents) &&
+                half_step(&up, p[0].revents, p[2].revents & POLLOUT);
     }
     return spoke;
 }
@@ -401,14 +403,16 @@ int durable_main(const char *key)
     while (!deadline_passed(d)) {
         cleanup_fd int sock = try_connect(key);
         if (sock >= 0) {
-            /* A daemon that was just ending hangs up without a word; nothing of the client's is lost. */
+            /* A daemon that was just ending hangs up without a word; nothing of the client's is
+             * lost. */
             if (relay(sock))
                 return 0;
         } else if ((lock_fd = try_lock(key)) >= 0) {
             bool started = start_daemon(key);
             close(lock_fd);
             if (!started) {
-                fprintf(stderr, "exedev-vm: cannot start a durable session in %s: %s\n", dir, strerror(errno));
+                fprintf(stderr, "exedev-vm: cannot start a durable session in %s: %s\n", dir,
+                        strerror(errno));
                 return 71;
             }
             continue;

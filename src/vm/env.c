@@ -22,7 +22,7 @@ extern char **environ;
 #define RUN_MS 10000   /* one shell */
 #define TOTAL_MS 20000 /* all of them */
 #define RECORDS_MAX (64u << 20)
-#define HIGH_FD 200    /* out of the way of profiles that use descriptors of their own */
+#define HIGH_FD 200 /* out of the way of profiles that use descriptors of their own */
 
 /* ---- sets ---- */
 
@@ -39,8 +39,8 @@ static int by_name(const void *a, const void *b)
 /* What describes the shell or session that ran before, not the user's settings. */
 static bool transient(const char *entry)
 {
-    static const char *const names[] = {"_=", "PWD=", "OLDPWD=", "SHLVL=", "EXEDEV_MARK=", "EXEDEV_STREAM=",
-                                        "__exedev_"};
+    static const char *const names[] = {
+        "_=", "PWD=", "OLDPWD=", "SHLVL=", "EXEDEV_MARK=", "EXEDEV_STREAM=", "__exedev_"};
 
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (text_starts(entry, names[i]))
@@ -169,8 +169,8 @@ static const char script[] =
 
 struct capture {
     bool have, racy, nvm;
-    pid_t pid;             /* 0: none is under way */
-    int fd, streak, step;  /* step: the last one that need not be done again */
+    pid_t pid;            /* 0: none is under way */
+    int fd, streak, step; /* step: the last one that need not be done again */
     int64_t kill_at, stop_at;
     struct envset got;     /* what we have so far */
     struct profiles files; /* as they were when it began */
@@ -189,10 +189,24 @@ static void run(struct session *s, struct capture *c)
     const struct envset *from = c->got.v ? &c->got : &s->base;
     cleanup_free char *fd = xasprintf("%d", c->fd), *step = xasprintf("%d", c->step);
     cleanup_free char **envp = env_merge(from, NULL, 0, NULL, 0);
-    char *argv[] = {NULL, (char *)(s->bash ? "bash" : "sh"), (char *)"-c", (char *)script, (char *)"exedev-vm",
-                    s->self, fd, step, (char *)(c->nvm ? "y" : ""), NULL};
-    struct launch l = {.file = argv[1], .argv = argv + 1, .argc = 8, .envp = envp, .cwd = s->home, .cwd_fd = -1,
-                       .fds = {s->null_fd, s->null_fd, s->null_fd}, .limits = c->got.known ? &c->got : NULL};
+    char *argv[] = {NULL,
+                    (char *)(s->bash ? "bash" : "sh"),
+                    (char *)"-c",
+                    (char *)script,
+                    (char *)"exedev-vm",
+                    s->self,
+                    fd,
+                    step,
+                    (char *)(c->nvm ? "y" : ""),
+                    NULL};
+    struct launch l = {.file = argv[1],
+                       .argv = argv + 1,
+                       .argc = 8,
+                       .envp = envp,
+                       .cwd = s->home,
+                       .cwd_fd = -1,
+                       .fds = {s->null_fd, s->null_fd, s->null_fd},
+                       .limits = c->got.known ? &c->got : NULL};
 
     io_set_cloexec(c->fd, false);
     pid_t pid = launch(&l);
@@ -218,7 +232,9 @@ static void finish(struct session *s, struct capture *c)
         *e = c->got;
         c->got = (struct envset){0};
     } else {
-        session_log(s, "the login environment could not be had (%s did not run): commands get the session's own",
+        session_log(s,
+                    "the login environment could not be had (%s did not run): commands get the "
+                    "session's own",
                     s->bash ? "bash" : "sh");
         envset_from(e, s->base.v, s->base.n);
     }
@@ -317,7 +333,8 @@ bool env_capture_ended(struct session *s, pid_t pid)
         finish(s, c);
         return true;
     }
-    /* A profile ended the shell, or hung: the one whose environment came last, or the next after it. */
+    /* A profile ended the shell, or hung: the one whose environment came last, or the next after
+     * it. */
     cleanup_free char *path = NULL;
     if (c->step > before && !late) {
         step_path(s, c, c->step, &path);

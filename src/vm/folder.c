@@ -1,4 +1,5 @@
-/* The private folder, and who we are, without the name service (a static program cannot load it). */
+/* The private folder, and who we are, without the name service (a static program cannot load it).
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>

@@ -53,7 +53,8 @@ static ssize_t read_at(int dir, const char *pid, const char *name, struct buf *o
     return (ssize_t)out->len;
 }
 
-/* "pid (name) S ppid pgrp session ...", the start time being field 22. The name may hold anything. */
+/* "pid (name) S ppid pgrp session ...", the start time being field 22. The name may hold anything.
+ */
 static bool parse_stat(const char *text, struct proc *p)
 {
     const char *at = strrchr(text, ')');
@@ -82,7 +83,8 @@ static void read_marks(struct proc *p, const struct buf *env, const char *marker
             !memcmp(at, stream, sizeof stream - 1))
             memcpy(p->mark, at + sizeof stream - 1, n - (sizeof stream - 1));
         else if (marker && n > sizeof mark - 1 && !memcmp(at, mark, sizeof mark - 1) &&
-                 n - (sizeof mark - 1) == strlen(marker) && !memcmp(at + sizeof mark - 1, marker, strlen(marker)))
+                 n - (sizeof mark - 1) == strlen(marker) &&
+                 !memcmp(at + sizeof mark - 1, marker, strlen(marker)))
             p->marker = true;
         at += n + 1;
     }
@@ -170,7 +172,11 @@ static void kill_as_root(struct session *s, pid_t pid, int sig)
     cleanup_free char *n = xasprintf("%d", (int)pid), *g = xasprintf("-%d", sig);
     strcpy(number, n);
     strcpy(signal, g);
-    struct launch l = {.file = "sudo", .argv = argv + 1, .envp = s->base.v, .cwd = "/", .cwd_fd = -1,
+    struct launch l = {.file = "sudo",
+                       .argv = argv + 1,
+                       .envp = s->base.v,
+                       .cwd = "/",
+                       .cwd_fd = -1,
                        .fds = {s->null_fd, s->null_fd, s->null_fd}};
     launch(&l);
 }
@@ -211,7 +217,8 @@ static void signal_members(struct session *s, struct scan *sc, struct killjob *j
 static void blind(struct killjob *job, pid_t group, int64_t now)
 {
     job->killing = job->killing || now >= job->kill_at;
-    if (group > 0 && kill(-group, job->killing ? SIGKILL : job->signal) == 0 && now < job->give_up_at)
+    if (group > 0 && kill(-group, job->killing ? SIGKILL : job->signal) == 0 &&
+        now < job->give_up_at)
         return;
     job->active = false;
     job->done = true;

@@ -32,7 +32,8 @@ void frame_end(struct session *s)
     char *head = s->outbuf.data + frame_at;
 
     frame_parse(head, &f);
-    frame_write(head, (uint32_t)(s->outbuf.len - frame_at - VM_HEADER), f.type, f.channel, f.stream);
+    frame_write(head, (uint32_t)(s->outbuf.len - frame_at - VM_HEADER), f.type, f.channel,
+                f.stream);
     if (!s->attached) /* nobody to read it */
         s->outbuf.len = frame_at;
 }
@@ -49,8 +50,8 @@ void frame_raw(struct session *s, enum vm_type type, uint32_t stream, const void
     frame_end(s);
 }
 
-void frame_lazy(struct session *s, enum vm_type type, uint8_t channel, uint32_t stream, const void *p,
-                size_t n)
+void frame_lazy(struct session *s, enum vm_type type, uint8_t channel, uint32_t stream,
+                const void *p, size_t n)
 {
     bool alone = link_pending(s) == 0;
     int64_t until = s->lazy_until;
@@ -188,7 +189,8 @@ void link_readable(struct session *s, struct source *src, uint32_t events)
         link_flush(s);
     if (!s->attached || !(events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
         return;
-    /* A session takes little at a time until it floods: small commands leave small memory behind. */
+    /* A session takes little at a time until it floods: small commands leave small memory behind.
+     */
     size_t chunk = s->inbuf.cap > 16384 ? IN_CHUNK : 16384;
     ssize_t n = read(s->in, buf_reserve(&s->inbuf, chunk), chunk);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))

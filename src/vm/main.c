@@ -20,8 +20,9 @@ int main(int argc, char **argv)
         return env_dump_main(argc, argv);
     if (argc == 4 && !strcmp(argv[1], "timer-wait"))
         return timer_wait_main(argc, argv);
-    fputs("usage: exedev-vm serve [KEY] | --build\n"
-          "The part of exedev that runs on a VM; exedev starts it and speaks PROTOCOL.vm with it.\n",
-          stderr);
+    fputs(
+        "usage: exedev-vm serve [KEY] | --build\n"
+        "The part of exedev that runs on a VM; exedev starts it and speaks PROTOCOL.vm with it.\n",
+        stderr);
     return 64; /* EX_USAGE */
 }

@@ -14,7 +14,8 @@
 
 static char *nvm_path(const char *home, const char *nvm_dir)
 {
-    return nvm_dir && nvm_dir[0] ? xasprintf("%s/nvm.sh", nvm_dir) : xasprintf("%s/.nvm/nvm.sh", home);
+    return nvm_dir && nvm_dir[0] ? xasprintf("%s/nvm.sh", nvm_dir)
+                                 : xasprintf("%s/.nvm/nvm.sh", home);
 }
 
 char *profile_step(int step, const char *home, bool nvm, const char *nvm_dir)
@@ -93,8 +94,9 @@ bool profiles_changed(const struct profiles *p)
         bool there = stat(f->path, &st) == 0;
         if (there != f->there)
             return true;
-        if (there && (st.st_ino != f->st.st_ino || st.st_dev != f->st.st_dev || st.st_size != f->st.st_size ||
-                      st.st_mode != f->st.st_mode || nanos(st.st_mtim) != nanos(f->st.st_mtim) ||
+        if (there && (st.st_ino != f->st.st_ino || st.st_dev != f->st.st_dev ||
+                      st.st_size != f->st.st_size || st.st_mode != f->st.st_mode ||
+                      nanos(st.st_mtim) != nanos(f->st.st_mtim) ||
                       nanos(st.st_ctim) != nanos(f->st.st_ctim)))
             return true;
     }

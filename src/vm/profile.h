@@ -17,7 +17,8 @@ struct profiles {
     size_t n;
 };
 
-/* What the capture's step sources: a path that is there and can be read (the caller frees), or NULL. */
+/* What the capture's step sources: a path that is there and can be read (the caller frees), or
+ * NULL. */
 char *profile_step(int step, const char *home, bool nvm, const char *nvm_dir);
 /* Notes all files as they are now. True: one is so young that a change in the same tick of the file
  * system's clock would not show. */

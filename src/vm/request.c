@@ -96,8 +96,8 @@ enum request_result request_parse(struct request *r, struct buf *raw)
         r->envp[i] = take(&in, &end);
     r->envp[r->envc] = NULL;
 
-    bool bad = in.c.bad || in.c.left || r->kind > VM_KIND_BUILTIN || (r->flags & ~(uint32_t)VM_OPEN_FLAGS) ||
-               r->credit > VM_MAX_CREDIT;
+    bool bad = in.c.bad || in.c.left || r->kind > VM_KIND_BUILTIN ||
+               (r->flags & ~(uint32_t)VM_OPEN_FLAGS) || r->credit > VM_MAX_CREDIT;
     if (!bad) {
         while (end > ends)
             **--end = 0;

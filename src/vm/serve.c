@@ -125,8 +125,8 @@ static bool same_file(int a, int b)
 {
     struct stat x, y;
 
-    return a == b || (fstat(a, &x) == 0 && fstat(b, &y) == 0 && S_ISSOCK(x.st_mode) && x.st_ino == y.st_ino &&
-                      x.st_dev == y.st_dev);
+    return a == b || (fstat(a, &x) == 0 && fstat(b, &y) == 0 && S_ISSOCK(x.st_mode) &&
+                      x.st_ino == y.st_ino && x.st_dev == y.st_dev);
 }
 
 void session_attach(struct session *s, int in, int out)
@@ -348,7 +348,8 @@ int serve_main(int argc, char **argv)
     syscall(SYS_close_range, 3, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);
     if (argc == 3 && argv[2][0]) {
         if (!durable_key_ok(argv[2])) {
-            fputs("exedev-vm: serve: a session's key is 1 to 64 letters, digits, - and _\n", stderr);
+            fputs("exedev-vm: serve: a session's key is 1 to 64 letters, digits, - and _\n",
+                  stderr);
             return 64;
         }
         return durable_main(argv[2]);

@@ -19,8 +19,8 @@ extern char **environ;
 
 struct child {
     struct launch *l;
-    const char *path;  /* PATH */
-    char *candidate;   /* room for one of PATH's names with the file's */
+    const char *path; /* PATH */
+    char *candidate;  /* room for one of PATH's names with the file's */
     pid_t parent;
 };
 
@@ -43,8 +43,8 @@ static bool prepare(struct child *c)
     struct sigaction dfl = {.sa_handler = SIG_DFL};
 
     setsid();
-    /* We may be killed by a signal nobody can catch: what runs in the foreground goes too. Cleared by
-     * the kernel for set-user-id programs, and not inherited. */
+    /* We may be killed by a signal nobody can catch: what runs in the foreground goes too. Cleared
+     * by the kernel for set-user-id programs, and not inherited. */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != c->parent)
         _exit(127);
@@ -104,7 +104,8 @@ static int child_main(void *arg)
         try_exec(l, c->candidate);
         if (errno == EACCES)
             denied = true;
-        else if (errno != ENOENT && errno != ENOTDIR && errno != ESTALE && errno != ENAMETOOLONG && errno != ELOOP)
+        else if (errno != ENOENT && errno != ENOTDIR && errno != ESTALE && errno != ENAMETOOLONG &&
+                 errno != ELOOP)
             break;
         dir += n;
         if (!*dir) {

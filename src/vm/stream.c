@@ -125,8 +125,8 @@ static void put_fail(struct buf *b, uint32_t code, const char *text)
     buf_put_str(b, text, n < VM_MAX_MESSAGE ? n : VM_MAX_MESSAGE);
 }
 
-__attribute__((format(printf, 4, 5))) static void fail(struct session *s, struct stream *st, uint32_t code,
-                                                       const char *fmt, ...)
+__attribute__((format(printf, 4, 5))) static void fail(struct session *s, struct stream *st,
+                                                       uint32_t code, const char *fmt, ...)
 {
     cleanup_buf struct buf payload = {0};
     va_list ap;
@@ -148,11 +148,15 @@ static void fail_launch(struct session *s, struct stream *st, const struct launc
         fail(s, st, code, "cannot enter the directory %s: %s", l->cwd, strerror(l->err));
     else if (l->err == ENOENT && strchr(what, '/'))
         fail(s, st, code, "cannot start %s: %s", what,
-             access(what, F_OK) == 0 ? "the interpreter in its first line does not exist" : strerror(ENOENT));
+             access(what, F_OK) == 0 ? "the interpreter in its first line does not exist"
+                                     : strerror(ENOENT));
     else if (l->err == ENOENT)
-        fail(s, st, code, "cannot start %s: no such command in PATH (%s)", what, path ? path : "unset");
+        fail(s, st, code, "cannot start %s: no such command in PATH (%s)", what,
+             path ? path : "unset");
     else if (l->err == E2BIG)
-        fail(s, st, code, "cannot start %s: its arguments and environment are longer than this system takes", what);
+        fail(s, st, code,
+             "cannot start %s: its arguments and environment are longer than this system takes",
+             what);
     else
         fail(s, st, code, "cannot start %s: %s", what, strerror(l->err));
 }
@@ -268,8 +272,14 @@ static void start(struct session *s, struct stream *st, const struct envset *bas
         return;
     }
     int in = st->pty || e.in >= 0 ? e.in : s->null_fd, out = st->pty ? e.in : e.out;
-    struct launch l = {.file = r->argv[0], .argv = r->argv, .argc = (int)r->argc, .envp = envp, .cwd = cwd,
-                       .cwd_fd = -1, .fds = {in, out, st->pty || e.err < 0 ? out : e.err}, .tty = st->pty,
+    struct launch l = {.file = r->argv[0],
+                       .argv = r->argv,
+                       .argc = (int)r->argc,
+                       .envp = envp,
+                       .cwd = cwd,
+                       .cwd_fd = -1,
+                       .fds = {in, out, st->pty || e.err < 0 ? out : e.err},
+                       .tty = st->pty,
                        .limits = base->known ? base : NULL};
     cleanup_fd int dir = -1;
     if (builtin) { /* its process could not tell us that the folder is not there */
@@ -327,7 +337,8 @@ void stream_open(struct session *s, uint32_t id, struct buf *request)
     if (r.flags & VM_OPEN_NO_STDIN)
         st->in.eof = true;
     if (result == REQUEST_TOO_LONG) {
-        fail(s, st, E2BIG, "arguments and environment are too long: at most %u bytes each and %u together",
+        fail(s, st, E2BIG,
+             "arguments and environment are too long: at most %u bytes each and %u together",
              VM_MAX_STRING, VM_MAX_ARGS);
         return;
     }
@@ -340,7 +351,8 @@ void stream_open(struct session *s, uint32_t id, struct buf *request)
     const struct envset *base = &s->base;
     if (r.flags & VM_OPEN_LOGIN)
         base = env_login(s, r.flags & VM_OPEN_NVM);
-    if (base && st->state == ST_WAITING && !st->dead) /* a capture that failed at once has started it */
+    if (base && st->state == ST_WAITING &&
+        !st->dead) /* a capture that failed at once has started it */
         start(s, st, base);
 }
 
@@ -440,7 +452,8 @@ void stream_finish(struct session *s, struct stream *st)
     bool signalled = WIFSIGNALED(st->status);
     buf_put_u32(&b, signalled ? 0 : (uint32_t)WEXITSTATUS(st->status));
     buf_put_u32(&b, signalled ? (uint32_t)WTERMSIG(st->status) : 0);
-    buf_put_u32(&b, (st->killed || st->timed_out ? VM_EXIT_KILLED : 0) | (st->job.confirmed ? VM_EXIT_CONFIRMED : 0) |
+    buf_put_u32(&b, (st->killed || st->timed_out ? VM_EXIT_KILLED : 0) |
+                        (st->job.confirmed ? VM_EXIT_CONFIRMED : 0) |
                         (st->timed_out ? VM_EXIT_TIMEOUT : 0));
     buf_put_u64(&b, micros(&st->usage.ru_utime));
     buf_put_u64(&b, micros(&st->usage.ru_stime));

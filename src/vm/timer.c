@@ -1,7 +1,7 @@
-/* `timer arm EPOCH`, `timer read`, `timer disarm`: powers this machine off at that time and leaves a
- * mark of it. The daemon that waits is a process of its own session with a clean environment, so that
- * no end of a command, a session or a helper takes it along. What proves that it is there is the lock
- * it holds on the file `timer` of the private folder. */
+/* `timer arm EPOCH`, `timer read`, `timer disarm`: powers this machine off at that time and leaves
+ * a mark of it. The daemon that waits is a process of its own session with a clean environment, so
+ * that no end of a command, a session or a helper takes it along. What proves that it is there is
+ * the lock it holds on the file `timer` of the private folder. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -30,6 +30,16 @@ struct timer {
     long pid;
 };
 
+static void timer_clear(struct timer *t)
+{
+    if (t->fd >= 0)
+        close(t->fd);
+    free(t->path);
+    free(t->dir);
+    *t = (struct timer){.fd = -1};
+}
+#define cleanup_timer __attribute__((cleanup(timer_clear)))
+
 static bool locked(int fd)
 {
     if (flock(fd, LOCK_EX | LOCK_NB) < 0)
@@ -43,7 +53,6 @@ static bool open_timer(struct timer *t)
     cleanup_free char *home = home_folder();
     char text[64] = "";
 
-    *t = (struct timer){.fd = -1};
     t->dir = private_folder(home);
     if (!t->dir) {
         fputs("timer: there is no private folder to keep it in\n", stderr);
@@ -77,12 +86,14 @@ static bool disarm(struct timer *t)
     return ftruncate(t->fd, 0) == 0;
 }
 
-/* The daemon's program is this file, started anew: `exedev-vm timer-wait EPOCH DIR`, lock on LOCK_FD. */
+/* The daemon's program is this file, started anew: `exedev-vm timer-wait EPOCH DIR`, lock on
+ * LOCK_FD. */
 static void become_daemon(struct timer *t)
 {
     const char *path = getenv("PATH");
     cleanup_free char *epoch = xasprintf("%lld", t->epoch);
-    cleanup_free char *env = xasprintf("PATH=%s:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin", path ? path : "");
+    cleanup_free char *env =
+        xasprintf("PATH=%s:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin", path ? path : "");
     char *argv[] = {(char *)"exedev-vm", (char *)"timer-wait", epoch, t->dir, NULL};
     char *envp[] = {env, NULL};
     int null = open("/dev/null", O_RDWR);
@@ -132,10 +143,10 @@ static int arm(struct timer *t, const char *text)
         fputs("timer: arm: its process could not be started\n", stderr);
         return 1;
     }
-    /* The pipe closed because the daemon's exec went through, or because it ended: the lock tells. */
-    close(t->fd);
-    free(t->path);
-    free(t->dir);
+    close(ready[0]);
+    /* The pipe closed because the daemon's exec went through, or because it ended: the lock tells.
+     */
+    timer_clear(t);
     if (!open_timer(t) || t->epoch != epoch) {
         fputs("timer: arm: its process ended at once\n", stderr);
         return 1;
@@ -146,10 +157,11 @@ static int arm(struct timer *t, const char *text)
 
 int timer_main(int argc, char **argv)
 {
-    struct timer t;
+    cleanup_timer struct timer t = {.fd = -1};
     const char *verb = argc > 1 ? argv[1] : "";
 
-    if (!(argc == 3 && !strcmp(verb, "arm")) && !(argc == 2 && (!strcmp(verb, "read") || !strcmp(verb, "disarm")))) {
+    if (!(argc == 3 && !strcmp(verb, "arm")) &&
+        !(argc == 2 && (!strcmp(verb, "read") || !strcmp(verb, "disarm")))) {
         fputs("usage: timer arm EPOCH | read | disarm\n", stderr);
         return 64;
     }
@@ -171,7 +183,8 @@ int timer_main(int argc, char **argv)
 
 static void mark(const char *path, const char *text)
 {
-    cleanup_fd int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
+    cleanup_fd int fd =
+        open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
 
     if (fd >= 0) {
         io_write_all(fd, text, strlen(text), deadline_in(5000), NULL);
@@ -232,10 +245,11 @@ int timer_wait_main(int argc, char **argv)
     mark(shared, text);
     sync();
     for (;;) {
-        char poweroff[] = "poweroff", sudo[] = "sudo", n[] = "-n", systemctl[] = "systemctl", kill1[] = "kill",
-             term[] = "-TERM", one[] = "1";
-        bool asked = run(ARGV(poweroff)) || run(ARGV(sudo, n, poweroff)) || run(ARGV(systemctl, poweroff)) ||
-                     run(ARGV(sudo, n, systemctl, poweroff)) || kill_init() || run(ARGV(sudo, n, kill1, term, one));
+        char poweroff[] = "poweroff", sudo[] = "sudo", n[] = "-n", systemctl[] = "systemctl",
+             kill1[] = "kill", term[] = "-TERM", one[] = "1";
+        bool asked = run(ARGV(poweroff)) || run(ARGV(sudo, n, poweroff)) ||
+                     run(ARGV(systemctl, poweroff)) || run(ARGV(sudo, n, systemctl, poweroff)) ||
+                     kill_init() || run(ARGV(sudo, n, kill1, term, one));
         (void)asked; /* either way the machine is still there: wait, and again */
         sleep(TRY_S);
     }

@@ -30,9 +30,9 @@ typedef int __rlimit_resource_t;
 /* ---- spool.c: a durable stream's output that the client may ask for again ---- */
 
 struct spool {
-    struct buf mem;      /* the bytes, as long as they are few; base is the offset of its first */
+    struct buf mem; /* the bytes, as long as they are few; base is the offset of its first */
     uint64_t base, end;
-    int fd;              /* -1: in mem; else a ring of SPOOL_RING bytes in a file without a name */
+    int fd; /* -1: in mem; else a ring of SPOOL_RING bytes in a file without a name */
 };
 
 struct spool *spool_new(void);
@@ -49,28 +49,28 @@ bool spool_read(struct spool *sp, uint64_t at, void *p, size_t n);
 struct out {
     struct source src;
     struct stream *stream;
-    struct out *next, *prev;    /* in the session's queue of those with something to read */
-    struct spool *spool;        /* durable streams only */
-    uint64_t sent, granted;     /* byte counts; granted: since the client attached */
-    uint64_t from;              /* `sent` when the client attached */
-    int64_t last;               /* after the linger: bytes still to be taken, -1 before */
+    struct out *next, *prev; /* in the session's queue of those with something to read */
+    struct spool *spool;     /* durable streams only */
+    uint64_t sent, granted;  /* byte counts; granted: since the client attached */
+    uint64_t from;           /* `sent` when the client attached */
+    int64_t last;            /* after the linger: bytes still to be taken, -1 before */
     uint32_t credit;
-    int fd;                     /* -1: at its end */
+    int fd; /* -1: at its end */
     uint8_t channel;
     bool ready, queued, hup, eof_sent, nonblock;
 };
 
 struct in {
     struct source src;
-    struct buf q;               /* taken from the client, not yet by the command */
+    struct buf q; /* taken from the client, not yet by the command */
     size_t off;
-    uint64_t got;               /* bytes of stdin ever received */
-    uint32_t credit;            /* what the client may still send */
-    uint32_t window, owed;      /* size of the grant; consumed and not granted again */
-    int fd;                     /* -1: closed */
-    bool eof, dropped;          /* the end was asked for; by CLOSE_IN */
+    uint64_t got;                    /* bytes of stdin ever received */
+    uint32_t credit;                 /* what the client may still send */
+    uint32_t window, owed;           /* size of the grant; consumed and not granted again */
+    int fd;                          /* -1: closed */
+    bool eof, dropped;               /* the end was asked for; by CLOSE_IN */
     bool nonblock, watched, waiting; /* in epoll; for EPOLLOUT */
-    char last;                  /* the last byte a pty was given */
+    char last;                       /* the last byte a pty was given */
 };
 
 /* ---- kill.c ---- */
@@ -84,8 +84,8 @@ struct killjob {
     bool active, killing, done, confirmed;
     int signal;
     int64_t kill_at, give_up_at;
-    int empty;                  /* scans in a row that found nobody */
-    struct hit *hits;           /* who has had the first signal */
+    int empty;        /* scans in a row that found nobody */
+    struct hit *hits; /* who has had the first signal */
     size_t nhits;
     uint32_t left;
 };
@@ -95,8 +95,8 @@ struct killjob {
 enum stream_state {
     ST_WAITING, /* for the login environment */
     ST_RUNNING,
-    ST_EXITED,  /* its process has ended; output, linger or a kill is still going on */
-    ST_KEPT,    /* EXIT or FAIL was sent, a durable client has not confirmed it */
+    ST_EXITED, /* its process has ended; output, linger or a kill is still going on */
+    ST_KEPT,   /* EXIT or FAIL was sent, a durable client has not confirmed it */
 };
 
 struct stream {
@@ -104,29 +104,30 @@ struct stream {
     struct stream *hash_next;
     uint32_t id;
     enum stream_state state;
-    struct request req;         /* until it runs */
+    struct request req; /* until it runs */
     char *marker;
-    uint32_t flags;             /* OPEN's */
-    bool pty, killed, timed_out, dead, linger_over, named, silent; /* silent: the client does not know it */
+    uint32_t flags; /* OPEN's */
+    bool pty, killed, timed_out, dead, linger_over, named,
+        silent; /* silent: the client does not know it */
     pid_t pid;
     int status;
     struct rusage usage;
     int64_t timeout_at, linger_at;
     struct in in;
-    struct out out[2];          /* stdout, stderr */
+    struct out out[2]; /* stdout, stderr */
     struct killjob job;
-    char mark[32];              /* value of EXEDEV_STREAM */
-    struct buf final;           /* durable: EXIT's or FAIL's payload, to be sent again */
+    char mark[32];    /* value of EXEDEV_STREAM */
+    struct buf final; /* durable: EXIT's or FAIL's payload, to be sent again */
     uint8_t final_type;
-    uint64_t ping;              /* ST_KEPT: the PING whose answer frees it */
+    uint64_t ping; /* ST_KEPT: the PING whose answer frees it */
 };
 
 /* ---- env.c: the login environment ---- */
 
 struct envset {
-    char **v;                   /* sorted by name */
+    char **v; /* sorted by name */
     size_t n;
-    bool known;                 /* umask and limits below were captured */
+    bool known; /* umask and limits below were captured */
     mode_t umask;
     struct rlimit limits[RLIM_NLIMITS];
 };
@@ -135,11 +136,11 @@ struct capture;
 
 /* ---- the session ---- */
 
-struct used {                   /* stream numbers seen, as ranges */
+struct used { /* stream numbers seen, as ranges */
     uint32_t from, to;
 };
 
-struct ender {                  /* ENDALL in progress */
+struct ender { /* ENDALL in progress */
     char *marker;
     struct killjob job;
     bool active;
@@ -149,18 +150,18 @@ struct session {
     int ep;
     struct source sig_src, in_src, out_src, accept_src;
     int sigfd, in, out, listener;
-    bool same_fd;               /* in and out are one socket */
+    bool same_fd; /* in and out are one socket */
     bool in_armed, out_armed, attached, greeted, resuming;
-    bool live;                  /* attached, and the client knows where its streams are */
-    bool ending, bye, broken;   /* no new work; answer BYE; exit 76 */
-    bool hidden_proc;           /* /proc cannot be read */
+    bool live;                /* attached, and the client knows where its streams are */
+    bool ending, bye, broken; /* no new work; answer BYE; exit 76 */
+    bool hidden_proc;         /* /proc cannot be read */
     int64_t end_by;
 
     struct buf inbuf;
     size_t in_off;
     struct buf outbuf;
     size_t out_off;
-    int64_t lazy_until;         /* what waits may wait for company until then; 0: no */
+    int64_t lazy_until; /* what waits may wait for company until then; 0: no */
 
     uint32_t heartbeat_ms, dead_ms, grace_ms, keep_ms;
     int64_t heard_at, pinged_at, detached_until;
@@ -170,13 +171,13 @@ struct session {
     unsigned nstreams, nwaiting;
     struct used *used;
     size_t nused;
-    uint32_t open_id;           /* a request in parts */
+    uint32_t open_id; /* a request in parts */
     bool open_partial;
     struct buf open_buf;
-    struct out *queue;          /* circular */
+    struct out *queue; /* circular */
     int64_t next_timer;
-    uint64_t extra_windows;     /* bytes of stdin windows beyond VM_STDIN_CREDIT, of all streams */
-    char id[17];                /* random, in EXEDEV_STREAM */
+    uint64_t extra_windows; /* bytes of stdin windows beyond VM_STDIN_CREDIT, of all streams */
+    char id[17];            /* random, in EXEDEV_STREAM */
 
     int64_t kill_tick, kill_step;
     bool kill_now;
@@ -185,7 +186,7 @@ struct session {
     struct envset base, login[2];
     struct capture *capture[2]; /* [1]: with nvm */
     char *home, *user, *dir, *key;
-    char self[32];              /* /proc/PID/exe */
+    char self[32]; /* /proc/PID/exe */
     int null_fd;
     bool bash;
     bool durable, client_known; /* the daemon of a durable session; a client was here before */
@@ -224,7 +225,8 @@ void link_readable(struct session *s, struct source *src, uint32_t events);
 void link_writable(struct session *s, struct source *src, uint32_t events);
 void send_hello(struct session *s);
 /* One whole frame from the client. */
-void dispatch(struct session *s, uint8_t type, uint8_t channel, uint32_t stream, const char *p, size_t n);
+void dispatch(struct session *s, uint8_t type, uint8_t channel, uint32_t stream, const char *p,
+              size_t n);
 
 /* stream.c */
 void stream_open(struct session *s, uint32_t id, struct buf *request);
@@ -255,16 +257,16 @@ bool stream_open_durable(const struct stream *st);
 /* start.c */
 struct launch {
     const char *file;
-    char **argv;                /* argv[-1] is spare: the shell's name for a file without #! */
+    char **argv; /* argv[-1] is spare: the shell's name for a file without #! */
     char **envp;
     const char *cwd;
-    int cwd_fd;                 /* wins over cwd; -1: none */
+    int cwd_fd; /* wins over cwd; -1: none */
     int fds[3];
-    bool tty;                   /* fds[0] becomes the controlling terminal */
-    const struct envset *limits;/* umask and limits, or NULL */
+    bool tty;                    /* fds[0] becomes the controlling terminal */
+    const struct envset *limits; /* umask and limits, or NULL */
     int (*builtin)(int argc, char **argv);
     int argc;
-    int err;                    /* out: errno of what failed; 0: it runs */
+    int err; /* out: errno of what failed; 0: it runs */
     bool err_cwd;
 };
 /* The pid, or -1 with err set. */
@@ -284,8 +286,8 @@ bool env_capture_ended(struct session *s, pid_t pid);
 void env_timers(struct session *s, int64_t now);
 int env_dump_main(int argc, char **argv);
 void envset_free(struct envset *e);
-/* base with what `over` (n entries) names replaced, then `over`, then the extra ones; one block that the
- * caller frees, strings borrowed. */
+/* base with what `over` (n entries) names replaced, then `over`, then the extra ones; one block
+ * that the caller frees, strings borrowed. */
 char **env_merge(const struct envset *base, char **over, size_t n, char **extra, size_t nextra);
 const char *env_get(char *const *envp, const char *name);
 

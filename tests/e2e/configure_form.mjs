@@ -26,9 +26,10 @@ export async function newHome() {
 export const environment = (home, more) => ({ PATH: process.env.PATH, HOME: home, USER: 'somebody', TERM: 'xterm', EXEDEV_KEYRING: 'off',
   EXEDEV_STATE_DIR: join(home, 'state'), ...more });
 
-export function runExedev(home, args, { input = '', env } = {}) {
+export function runExedev(home, args, { input = '', env, as = [], program = exedev } = {}) {
   return new Promise((resolve) => {
-    const child = spawn(exedev, args, { env: environment(home, env) });
+    const [first, ...rest] = [...as, program, ...args];
+    const child = spawn(first, rest, { env: environment(home, env) });
     let stdout = '', stderr = '';
     child.stdout.on('data', (d) => { stdout += d; });
     child.stderr.on('data', (d) => { stderr += d; });

@@ -1,10 +1,10 @@
 // Who may talk to the form, and how it ends: raw HTTP against the real program.
-import { test, before, after, beforeEach, afterEach } from 'node:test';
+import { test, beforeEach, afterEach } from 'node:test';
 import assert from 'node:assert/strict';
 import { request } from 'node:http';
-import { writeFile } from 'node:fs/promises';
+import { chmod, chown, copyFile, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { newHome, runExedev, startForm } from './configure_form.mjs';
+import { exedev, newHome, runExedev, startForm } from './configure_form.mjs';
 
 let home, form;
 beforeEach(async () => { home = await newHome(); form = await startForm(home.home); });
@@ -158,10 +158,9 @@ test('without a display it says how to come through ssh', async () => {
 test('with a display the browser gets a private file, and the token is in no argument', async () => {
   await form.close();
   const bin = join(home.home, 'bin');
-  await (await import('node:fs/promises')).mkdir(bin);
+  await mkdir(bin);
   await writeFile(join(bin, 'xdg-open'), `#!/bin/sh\n{ printf '%s\\n' "$@"; stat -c %a "$1"; cat "$1"; } > ${home.home}/seen.tmp && mv ${home.home}/seen.tmp ${home.home}/seen\n`, { mode: 0o755 });
   form = await startForm(home.home, { args: [], env: { DISPLAY: ':9', PATH: `${bin}:${process.env.PATH}` } });
-  const { readFile } = await import('node:fs/promises');
   let seen;
   for (let i = 0; i < 200 && !seen; i++) {
     seen = await readFile(join(home.home, 'seen'), 'utf8').catch(() => new Promise((r) => setTimeout(r, 25)));
@@ -187,7 +186,23 @@ for (const [what, files, says] of [
       assert.notEqual(a.code, 0);
       assert.match(a.stderr, says);
     }
-    const { readFile } = await import('node:fs/promises');
-    for (const [name, text] of Object.entries(files)) assert.equal(await readFile(join(home.folder, name), 'utf8'), text);
+      for (const [name, text] of Object.entries(files)) assert.equal(await readFile(join(home.folder, name), 'utf8'), text);
   });
 }
+
+test('a file that cannot be read, or is no file, is told and left alone', async () => {
+  await home.put('config.json', { version: 1, environments: { a: {} } });
+  await chmod(join(home.folder, 'config.json'), 0o000);
+  // Root may read anything: then somebody else asks.
+  const as = process.getuid() === 0 ? ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups'] : [];
+  const program = join(home.home, 'exedev'); // where that somebody can reach it, too
+  await copyFile(exedev, program);
+  await chmod(program, 0o755);
+  if (as.length) for (const path of [home.home, join(home.home, '.config'), home.folder, join(home.folder, 'config.json')]) await chown(path, 65534, 65534);
+  const unreadable = await runExedev(home.home, ['config', 'set', 'cpu', '2'], { as, program });
+  assert.notEqual(unreadable.code, 0);
+  assert.match(unreadable.stderr, /Permission denied.*make it readable/);
+  await rm(join(home.folder, 'config.json'));
+  await mkdir(join(home.folder, 'config.json'));
+  assert.match((await runExedev(home.home, ['config', 'list'])).stderr, /not a regular file/);
+});

@@ -233,6 +233,19 @@ test('when the program has ended the page says so and still exports', async () =
   assert.ok(JSON.parse(await readFile(await download.path(), 'utf8')).environments.work);
 });
 
+test('a person who types keeps it running; a page that is merely open does not', async () => {
+  await open(two, { args: ['--no-browser', '--idle', '3'] });
+  await page.getByText('Advanced options').click();
+  const until = Date.now() + 6000;
+  while (Date.now() < until) {
+    await page.getByLabel('Comment', { exact: true }).pressSequentially('x', { delay: 0 });
+    await page.waitForTimeout(200);
+  }
+  assert.equal(form.child.exitCode, null, 'twice the idle time of typing');
+  assert.deepEqual(await form.ended, { code: 0, signal: null });
+  assert.match(form.output, /nobody used it/);
+});
+
 test('dialogs: the keyboard alone, Escape leaves, focus comes back', async () => {
   await open(two);
   await button('New…').focus();

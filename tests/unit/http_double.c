@@ -114,9 +114,9 @@ static bool say(struct conn *c, const char *text, size_t n)
 
 static void head(struct conn *c, const struct step *s, size_t length)
 {
-    cleanup_free char *h =
-        xasprintf("HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n%s\r\n",
-                  s->status ? s->status : 200, length, s->headers ? s->headers : "");
+    cleanup_free char *h = xasprintf(
+        "HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n%s\r\n",
+        s->status ? s->status : 200, length, s->headers ? s->headers : "");
     say(c, h, strlen(h));
 }
 

@@ -7,13 +7,13 @@
 #include <stddef.h>
 
 enum act {
-    ANSWER,        /* status and body */
-    RESET,         /* RST once the request is read: the work may be done */
-    CUT,           /* half of the body that was promised */
-    HANG,          /* nothing, until the client goes */
-    DRIP,          /* a byte at a time, for ever */
-    HUGE_BODY,     /* 1 GB, as long as the client takes it */
-    ANSWER_CLOSE,  /* an answer that promises to keep the connection, and closes it */
+    ANSWER,       /* status and body */
+    RESET,        /* RST once the request is read: the work may be done */
+    CUT,          /* half of the body that was promised */
+    HANG,         /* nothing, until the client goes */
+    DRIP,         /* a byte at a time, for ever */
+    HUGE_BODY,    /* 1 GB, as long as the client takes it */
+    ANSWER_CLOSE, /* an answer that promises to keep the connection, and closes it */
 };
 
 struct step {
@@ -26,7 +26,8 @@ struct step {
 };
 
 struct http_double;
-/* Takes steps[n] in order; a request that matches no step in turn gets 599, which fails every test. */
+/* Takes steps[n] in order; a request that matches no step in turn gets 599, which fails every test.
+ */
 struct http_double *double_start(const struct step *steps, size_t n);
 int double_port(const struct http_double *d);
 /* Requests so far, those that begin with `what`, and new TCP connections. */

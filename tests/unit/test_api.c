@@ -29,8 +29,9 @@ struct world {
 
 static struct config *config_for(int port, const char *more)
 {
-    cleanup_free char *text =
-        xasprintf("{\"apiKey\":\"" TOKEN "\",\"setupScript\":\"none\",\"apiUrl\":\"http://127.0.0.1:%d\"%s}", port, more);
+    cleanup_free char *text = xasprintf(
+        "{\"apiKey\":\"" TOKEN "\",\"setupScript\":\"none\",\"apiUrl\":\"http://127.0.0.1:%d\"%s}",
+        port, more);
     cleanup_json json_t *raw = json_parse(text, strlen(text), NULL);
     cleanup_error struct error err = {0};
     struct config *c = config_load(raw, &err);
@@ -63,7 +64,8 @@ static void end(struct world *w)
     double_stop(w->server);
 }
 
-static const struct api_create vm_a = {.name = "vm-a", .comment = "[exedev lease env=e run=r]", .tag = "exedev"};
+static const struct api_create vm_a = {
+    .name = "vm-a", .comment = "[exedev lease env=e run=r]", .tag = "exedev"};
 
 static bool create(struct world *w, struct record *r, struct error *err)
 {
@@ -79,7 +81,8 @@ static void says(const struct error *err, enum error_code code, const char *word
 
 static void new_sends_the_command_as_typed(void **state)
 {
-    BEGIN(",\"cpu\":2,\"memory\":\"4GB\",\"image\":\"it's\",\"env\":{\"A\":\"x y\"},\"tags\":\"t1,t2\"",
+    BEGIN(",\"cpu\":2,\"memory\":\"4GB\",\"image\":\"it's\",\"env\":{\"A\":\"x "
+          "y\"},\"tags\":\"t1,t2\"",
           {"new ", ANSWER, .body = RECORD});
     assert_true(create(&w, &r, &err));
     assert_string_equal(r.ssh_host, "vm-a.exe.xyz");
@@ -87,17 +90,21 @@ static void new_sends_the_command_as_typed(void **state)
     assert_true(text_starts(q, "POST /exec HTTP/1.1\r\n"));
     assert_non_null(strstr(q, "Authorization: Bearer " TOKEN "\r\n"));
     assert_non_null(strstr(q, "Content-Type: text/plain; charset=utf-8\r\n"));
-    assert_string_equal(strstr(q, "\r\n\r\n") + 4,
-                        "new --json --no-email --name='vm-a' --image='it'\\''s' --cpu='2' --memory='4GB' "
-                        "--comment='[exedev lease env=e run=r]' --env='A=x y' --tag='exedev' --tag='t1' --tag='t2'");
+    assert_string_equal(
+        strstr(q, "\r\n\r\n") + 4,
+        "new --json --no-email --name='vm-a' --image='it'\\''s' --cpu='2' --memory='4GB' "
+        "--comment='[exedev lease env=e run=r]' --env='A=x y' --tag='exedev' --tag='t1' "
+        "--tag='t2'");
     end(&w);
 }
 
 static void cp_sends_sizes_only(void **state)
 {
-    BEGIN(",\"sourceVm\":\"tmpl\",\"cpu\":2,\"image\":\"x\",\"env\":{\"A\":\"1\"}", {"cp ", ANSWER, .body = RECORD});
+    BEGIN(",\"sourceVm\":\"tmpl\",\"cpu\":2,\"image\":\"x\",\"env\":{\"A\":\"1\"}",
+          {"cp ", ANSWER, .body = RECORD});
     assert_true(create(&w, &r, &err));
-    assert_string_equal(strstr(double_request(w.server, 0), "\r\n\r\n") + 4, "cp 'tmpl' 'vm-a' --json --cpu='2'");
+    assert_string_equal(strstr(double_request(w.server, 0), "\r\n\r\n") + 4,
+                        "cp 'tmpl' 'vm-a' --json --cpu='2'");
     end(&w);
 }
 
@@ -187,7 +194,8 @@ static void status_422_name_taken(void **state)
 
 static void status_429_waits_and_repeats(void **state)
 {
-    BEGIN("", {"new ", ANSWER, 429, "slow", "Retry-After: 1\r\n"}, {"new ", ANSWER, .body = RECORD});
+    BEGIN("", {"new ", ANSWER, 429, "slow", "Retry-After: 1\r\n"},
+          {"new ", ANSWER, .body = RECORD});
     int64_t from = now_ms();
     assert_true(create(&w, &r, &err));
     assert_true(now_ms() - from >= 1000);
@@ -205,7 +213,8 @@ static void status_429_with_a_long_wait_is_told(void **state)
 
 static void other_answers_are_no_api(void **state)
 {
-    BEGIN("", {"ls", ANSWER, 302, "", "Location: http://evil.example/\r\n"}, {"ls", ANSWER, 405, ""});
+    BEGIN("", {"ls", ANSWER, 302, "", "Location: http://evil.example/\r\n"},
+          {"ls", ANSWER, 405, ""});
     cleanup_records struct records all = {0};
     assert_false(api_ls(w.api, NULL, deadline_in(9000), &all, &err));
     says(&err, ERR_PROTOCOL, "http://evil.example/");
@@ -214,8 +223,8 @@ static void other_answers_are_no_api(void **state)
     end(&w);
 }
 
-/* 500, 502, 503, 504, a reset, a cut, garbage, 1 GB and a late answer: the VM is looked for, found, and `new` went out
- * once. */
+/* 500, 502, 503, 504, a reset, a cut, garbage, 1 GB and a late answer: the VM is looked for, found,
+ * and `new` went out once. */
 static void found_after(enum act act, int status, const char *body)
 {
     const struct step steps[] = {{"new ", act, status, body}, {"ls", ANSWER, .body = THERE}};
@@ -294,7 +303,8 @@ static void doubt_after_1_gb(void **state)
 
 static void surely_absent_is_tried_again(void **state)
 {
-    BEGIN("", {"new ", RESET}, {"new ", ANSWER, .body = RECORD}, {"ls", ANSWER, .body = GONE, .forever = true});
+    BEGIN("", {"new ", RESET}, {"new ", ANSWER, .body = RECORD},
+          {"ls", ANSWER, .body = GONE, .forever = true});
     assert_true(create(&w, &r, &err));
     assert_int_equal(double_requests(w.server, "new "), 2);
     end(&w);
@@ -304,7 +314,8 @@ static void surely_absent_is_tried_again(void **state)
 static void taken_by_our_own_first_attempt(void **state)
 {
     BEGIN("", {"new ", RESET}, {"ls", ANSWER, .body = GONE}, {"ls", ANSWER, .body = GONE},
-          {"new ", ANSWER, 422, "{\"error\":\"already exists\"}"}, {"ls", ANSWER, .body = THERE, .forever = true});
+          {"new ", ANSWER, 422, "{\"error\":\"already exists\"}"},
+          {"ls", ANSWER, .body = THERE, .forever = true});
     assert_true(create(&w, &r, &err));
     end(&w);
 }
@@ -320,7 +331,8 @@ static void doubt_that_cannot_be_resolved_says_so(void **state)
 
 static void a_strangers_vm_is_not_taken_for_ours(void **state)
 {
-    BEGIN("", {"new ", RESET}, {"ls", ANSWER, .body = "{\"vms\":[{\"vm_name\":\"vm-a\",\"tags\":[\"prod\"]}]}"});
+    BEGIN("", {"new ", RESET},
+          {"ls", ANSWER, .body = "{\"vms\":[{\"vm_name\":\"vm-a\",\"tags\":[\"prod\"]}]}"});
     assert_false(create(&w, &r, &err));
     says(&err, ERR_EXISTS, "another VM");
     end(&w);
@@ -328,8 +340,11 @@ static void a_strangers_vm_is_not_taken_for_ours(void **state)
 
 static void another_runs_vm_is_not_taken_for_ours(void **state)
 {
-    BEGIN("", {"new ", RESET},
-          {"ls", ANSWER, .body = "{\"vms\":[{\"vm_name\":\"vm-a\",\"comment\":\"[exedev lease env=e run=other]\"}]}"});
+    BEGIN(
+        "", {"new ", RESET},
+        {"ls", ANSWER,
+         .body =
+             "{\"vms\":[{\"vm_name\":\"vm-a\",\"comment\":\"[exedev lease env=e run=other]\"}]}"});
     assert_false(create(&w, &r, &err));
     says(&err, ERR_EXISTS, "another VM");
     end(&w);
@@ -392,8 +407,8 @@ static void ls_of_what_is_not_there_is_empty(void **state)
 
 static void rm_is_believed_only_when_ls_shows_it(void **state)
 {
-    BEGIN("", {"rm ", ANSWER, .body = "{}"}, {"ls", ANSWER, .body = THERE}, {"ls", ANSWER, .body = THERE},
-          {"ls", ANSWER, .body = GONE});
+    BEGIN("", {"rm ", ANSWER, .body = "{}"}, {"ls", ANSWER, .body = THERE},
+          {"ls", ANSWER, .body = THERE}, {"ls", ANSWER, .body = GONE});
     assert_true(api_rm(w.api, "vm-a", deadline_in(20000), &err));
     assert_int_equal(double_requests(w.server, "ls"), 3);
     end(&w);
@@ -415,7 +430,8 @@ static void rm_of_what_is_gone_is_success(void **state)
 
 static void rm_that_ls_does_not_confirm_fails(void **state)
 {
-    BEGIN("", {"rm ", ANSWER, .body = "{}", .forever = true}, {"ls", ANSWER, .body = THERE, .forever = true});
+    BEGIN("", {"rm ", ANSWER, .body = "{}", .forever = true},
+          {"ls", ANSWER, .body = THERE, .forever = true});
     assert_false(api_rm(w.api, "vm-a", deadline_in(1500), &err));
     assert_non_null(strstr(err.msg, "still runs and is billed"));
     end(&w);
@@ -438,7 +454,8 @@ static void restart_finds_the_record(void **state)
 
 static void tag_comment_whoami(void **state)
 {
-    BEGIN("", {"tag 'vm-a' 'exedev'", ANSWER, .body = ""}, {"comment 'vm-a' 'it'\\''s'", ANSWER, .body = "{}"},
+    BEGIN("", {"tag 'vm-a' 'exedev'", ANSWER, .body = ""},
+          {"comment 'vm-a' 'it'\\''s'", ANSWER, .body = "{}"},
           {"whoami", ANSWER, .body = "{\"email\":\"me\"}"});
     assert_true(api_tag(w.api, "vm-a", "exedev", deadline_in(9000), &err));
     assert_true(api_comment(w.api, "vm-a", "it's", deadline_in(9000), &err));
@@ -515,10 +532,11 @@ static void a_command_over_64_kib_is_not_sent(void **state)
 
 static void nothing_secret_comes_back(void **state)
 {
-    BEGIN(",\"env\":{\"PW\":\"hunter22\",\"N\":\"7\"},\"prompt\":\"private words\",\"registryAuth\":\"me:pass99\"",
+    BEGIN(",\"env\":{\"PW\":\"hunter22\",\"N\":\"7\"},\"prompt\":\"private "
+          "words\",\"registryAuth\":\"me:pass99\"",
           {"new ", ANSWER, 422,
-           "{\"error\":\"cannot parse --env='PW=hunter22' --env='N=7' --prompt='private words' for me:pass99, " TOKEN
-           ", 7 times\"}"});
+           "{\"error\":\"cannot parse --env='PW=hunter22' --env='N=7' --prompt='private words' for "
+           "me:pass99, " TOKEN ", 7 times\"}"});
     assert_false(create(&w, &r, &err));
     assert_null(strstr(err.msg, "hunter22"));
     assert_null(strstr(err.msg, "private words"));
@@ -578,8 +596,9 @@ static void many_callers_do_not_hammer_a_failing_service(void **state)
 
 static void the_service_is_used_again_once_it_works(void **state)
 {
-    BEGIN("", {"ls", ANSWER, 503, ""}, {"ls", ANSWER, 503, ""}, {"ls", ANSWER, 503, ""}, {"ls", ANSWER, 503, ""},
-          {"ls", ANSWER, 503, ""}, {"ls", ANSWER, .body = GONE, .forever = true});
+    BEGIN("", {"ls", ANSWER, 503, ""}, {"ls", ANSWER, 503, ""}, {"ls", ANSWER, 503, ""},
+          {"ls", ANSWER, 503, ""}, {"ls", ANSWER, 503, ""},
+          {"ls", ANSWER, .body = GONE, .forever = true});
     cleanup_records struct records all = {0};
     assert_false(api_ls(w.api, NULL, deadline_in(9000), &all, NULL));
     assert_true(api_ls(w.api, NULL, deadline_in(9000), &all, &err));

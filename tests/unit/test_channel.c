@@ -377,6 +377,7 @@ static void a_login_runs_in_a_fresh_home(void **state)
     assert_int_equal(stat(home, &st), 0); /* the host reads what the login left */
     close_route("l1", session);
     assert_int_equal(stat(home, &st), -1);
+    buf_free(&h.got);
     /* One that exists is somebody's: refused, and left alone. */
     assert_int_equal(mkdir(home, 0755), 0);
     host_init(&h);

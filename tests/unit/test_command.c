@@ -252,7 +252,11 @@ static void a_gigabyte_passes_in_little_memory(void **state)
     assert_int_equal(fscanf(f, "%*d %ld", &after), 1);
     fclose(f);
     peak = (after - before) * sysconf(_SC_PAGESIZE);
+#ifndef __SANITIZE_ADDRESS__ /* which keeps what was freed */
     assert_true(peak < 48 << 20);
+#else
+    (void)peak;
+#endif
 }
 
 static bool process_lives(const char *marker)

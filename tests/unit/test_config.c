@@ -86,9 +86,20 @@ static void numbers_print_as_javascript_prints_them(void **state)
         double v;
         const char *text;
     } cases[] = {
-        {4.0, "4"},       {0, "0"},          {-0.0, "0"},         {1e21, "1e+21"},   {123456789012345680000.0, "123456789012345680000"},
-        {0.1, "0.1"},     {1e-6, "0.000001"}, {1e-7, "1e-7"},      {1.5e-7, "1.5e-7"}, {-2.5, "-2.5"},
-        {1e300, "1e+300"}, {100, "100"},      {5e-324, "5e-324"}, {0.30000000000000004, "0.30000000000000004"},
+        {4.0, "4"},
+        {0, "0"},
+        {-0.0, "0"},
+        {1e21, "1e+21"},
+        {123456789012345680000.0, "123456789012345680000"},
+        {0.1, "0.1"},
+        {1e-6, "0.000001"},
+        {1e-7, "1e-7"},
+        {1.5e-7, "1.5e-7"},
+        {-2.5, "-2.5"},
+        {1e300, "1e+300"},
+        {100, "100"},
+        {5e-324, "5e-324"},
+        {0.30000000000000004, "0.30000000000000004"},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -101,7 +112,8 @@ static void strings_are_trimmed_and_numbers_become_text(void **state)
 {
     (void)state;
     cleanup_config struct config *c =
-        parsed("{" K ",\"memory\":4.0,\"image\":\" \xc2\xa0ubuntu\\n\",\"disk\":\"  \",\"command\":true,\"prompt\":[1]}");
+        parsed("{" K ",\"memory\":4.0,\"image\":\" \xc2\xa0ubuntu\\n\",\"disk\":\"  "
+                     "\",\"command\":true,\"prompt\":[1]}");
     assert_string_equal(c->memory, "4");
     assert_string_equal(c->image, "ubuntu");
     assert_null(c->disk);
@@ -114,8 +126,9 @@ static void integers_are_read_from_text_and_truncated(void **state)
     static const struct {
         const char *json;
         int64_t port;
-    } cases[] = {{"\"4.8\"", 4}, {"\"1e3\"", 1000}, {"\"0x10\"", 16}, {"22.9", 22},  {"\" 80 \"", 80},
-                 {"\"\"", 22},   {"null", 22},      {"\"0b11\"", 3},  {"\"+7\"", 7}, {"\"5.\"", 5}};
+    } cases[] = {{"\"4.8\"", 4},   {"\"1e3\"", 1000}, {"\"0x10\"", 16}, {"22.9", 22},
+                 {"\" 80 \"", 80}, {"\"\"", 22},      {"null", 22},     {"\"0b11\"", 3},
+                 {"\"+7\"", 7},    {"\"5.\"", 5}};
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         cleanup_free char *text = xasprintf("{" K ",\"sshPort\":%s}", cases[i].json);
@@ -126,8 +139,9 @@ static void integers_are_read_from_text_and_truncated(void **state)
 
 static void other_text_is_no_integer(void **state)
 {
-    static const char *const bad[] = {"\"abc\"", "true", "[]", "[5]", "{}", "\"5 6\"", "\"0x1.8p3\"", "\"inf\"",
-                                      "\"nan\"", "\"1e999\"", "\"12px\"", "\"0x\"", "\"5\\u0000\"", "\".\""};
+    static const char *const bad[] = {
+        "\"abc\"", "true",    "[]",        "[5]",      "{}",     "\"5 6\"",      "\"0x1.8p3\"",
+        "\"inf\"", "\"nan\"", "\"1e999\"", "\"12px\"", "\"0x\"", "\"5\\u0000\"", "\".\""};
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cleanup_free char *text = xasprintf("{" K ",\"sshPort\":%s}", bad[i]);
@@ -162,7 +176,8 @@ static void maps_keep_what_has_a_value(void **state)
 static void only_true_is_true(void **state)
 {
     (void)state;
-    cleanup_config struct config *c = parsed("{" K ",\"reuseLease\":\"true\",\"waitForSetup\":1,\"sourceNvm\":true}");
+    cleanup_config struct config *c =
+        parsed("{" K ",\"reuseLease\":\"true\",\"waitForSetup\":1,\"sourceNvm\":true}");
     assert_false(c->reuse_lease);
     assert_false(c->wait_for_setup);
     assert_true(c->source_nvm);
@@ -244,8 +259,10 @@ static void refuses_blank_and_unknown_host_key_checking(void **state)
 {
     (void)state;
     refused("{" K ",\"strictHostKeyChecking\":\"  \"}", "strictHostKeyChecking", "blank");
-    refused("{" K ",\"strictHostKeyChecking\":\"ask\"}", "strictHostKeyChecking", "nobody is there");
-    refused("{" K ",\"strictHostKeyChecking\":\"maybe\"}", "strictHostKeyChecking", "accept-new, yes or no");
+    refused("{" K ",\"strictHostKeyChecking\":\"ask\"}", "strictHostKeyChecking",
+            "nobody is there");
+    refused("{" K ",\"strictHostKeyChecking\":\"maybe\"}", "strictHostKeyChecking",
+            "accept-new, yes or no");
     cleanup_config struct config *c = parsed("{" K ",\"strictHostKeyChecking\":\"off\"}");
     assert_string_equal(c->strict_host_key_checking, "no");
 }
@@ -295,8 +312,9 @@ static void refuses_known_hosts_that_are_none(void **state)
     (void)state;
     refused("{" K ",\"sshKnownHosts\":\"# c\\nhost only\"}", "sshKnownHosts", "line 2");
     refused("{" K ",\"sshKnownHosts\":\"# only a comment\"}", "sshKnownHosts", "no host key");
-    cleanup_config struct config *c =
-        parsed("{" K ",\"sshKnownHosts\":\"*.exe.xyz ssh-ed25519 AAAA\",\"strictHostKeyChecking\":\"no\"}");
+    cleanup_config struct config *c = parsed(
+        "{" K
+        ",\"sshKnownHosts\":\"*.exe.xyz ssh-ed25519 AAAA\",\"strictHostKeyChecking\":\"no\"}");
     assert_string_equal(c->strict_host_key_checking, "yes");
 }
 
@@ -314,8 +332,9 @@ static void tells_every_problem_at_once(void **state)
 {
     (void)state;
     cleanup_problems struct problems p = {0};
-    cleanup_json json_t *normal =
-        validate("{\"sshPort\":\"x\",\"apiUrl\":\"ftp:\",\"env\":{\"-\":\"1\"},\"sshPrivateKey\":\"junk\",\"cpu\":0}", &p);
+    cleanup_json json_t *normal = validate("{\"sshPort\":\"x\",\"apiUrl\":\"ftp:\",\"env\":{\"-\":"
+                                           "\"1\"},\"sshPrivateKey\":\"junk\",\"cpu\":0}",
+                                           &p);
     assert_null(normal);
     assert_int_equal(problems_errors(&p), 6);
     cleanup_error struct error err = {0};
@@ -327,7 +346,8 @@ static void tells_every_problem_at_once(void **state)
 static void a_private_key_that_is_none_is_an_error(void **state)
 {
     (void)state;
-    refused("{" K ",\"sshPrivateKey\":\"ssh-ed25519 AAAAC3NzaC1\"}", "sshPrivateKey", "public SSH key");
+    refused("{" K ",\"sshPrivateKey\":\"ssh-ed25519 AAAAC3NzaC1\"}", "sshPrivateKey",
+            "public SSH key");
     cleanup_problems struct problems p = {0};
     cleanup_json json_t *normal =
         validate("{" K ",\"sshPrivateKey\":\"0B9C3A52-7B1E-4B0F-9D6A-2C8E5F7A1B3D\"}", &p);
@@ -339,7 +359,8 @@ static void warnings_of_the_spec(void **state)
     (void)state;
     warned("{" K "}", NULL, "registered with the exe.dev account");
     warned("{" K ",\"reuseLease\":true}", "reuseLease", "billed");
-    warned("{" K ",\"sourceVm\":\"tmpl\",\"image\":\"x\",\"env\":{\"A\":\"b\"},\"setupScript\":\"true\",\"tags\":\"t\"}",
+    warned("{" K ",\"sourceVm\":\"tmpl\",\"image\":\"x\",\"env\":{\"A\":\"b\"},\"setupScript\":"
+                 "\"true\",\"tags\":\"t\"}",
            "sourceVm", "image, env, tags, setupScript");
     warned("{" K ",\"apiUrl\":\"http://exe.example\"}", "apiUrl", "unencrypted");
     warned("{" K ",\"sshIdentityFile\":\"/nonexistent/key\"}", "sshIdentityFile", "cannot be read");
@@ -359,8 +380,10 @@ static void normalised_config_has_every_field(void **state)
     (void)state;
     cleanup_problems struct problems p = {0};
     cleanup_json json_t *n =
-        validate("{" K ",\"cpu\":\"4\",\"namePrefix\":\"My Agents!\",\"apiUrl\":\"https://exe.dev\",\"future\":{\"a\":[1]},"
-                 "\"sshIdentityFile\":\"/k\",\"envText\":\"A=1\"}", &p);
+        validate("{" K ",\"cpu\":\"4\",\"namePrefix\":\"My "
+                       "Agents!\",\"apiUrl\":\"https://exe.dev\",\"future\":{\"a\":[1]},"
+                 "\"sshIdentityFile\":\"/k\",\"envText\":\"A=1\"}",
+                 &p);
     assert_non_null(n);
     for (const struct config_field *f = config_fields; f->key; f++)
         assert_non_null(json_object_get(n, f->key));
@@ -380,7 +403,8 @@ static void normalising_twice_changes_nothing(void **state)
 {
     (void)state;
     cleanup_problems struct problems p = {0};
-    cleanup_json json_t *one = validate("{" K ",\"cpu\":2,\"tags\":\"a,b\",\"env\":{\"A\":\"1\"},\"x\":null}", &p);
+    cleanup_json json_t *one =
+        validate("{" K ",\"cpu\":2,\"tags\":\"a,b\",\"env\":{\"A\":\"1\"},\"x\":null}", &p);
     cleanup_json json_t *two = config_validate(one, CONFIG_OFFLINE, &p);
     assert_true(json_equal(one, two));
 }
@@ -434,7 +458,8 @@ static void env_text_is_read_like_a_dotenv_file(void **state)
 {
     (void)state;
     cleanup_config struct config *c =
-        parsed("{" K ",\"env\":{\"A\":\"old\",\"Z\":\"z\"},\"envText\":\"# c\\nA=new # note\\n\\nexport B='x # y'\\n"
+        parsed("{" K ",\"env\":{\"A\":\"old\",\"Z\":\"z\"},\"envText\":\"# c\\nA=new # "
+                     "note\\n\\nexport B='x # y'\\n"
                "C=\\\"l1\\nl2\\\\t$\\\"\\nD=a#b\\nE=\\nF= 'q' # c\\r\\n\"}");
     assert_string_equal(json_str(c->env, "A"), "new");
     assert_string_equal(json_str(c->env, "B"), "x # y");
@@ -461,7 +486,8 @@ static void env_text_problems_name_the_line_and_not_its_text(void **state)
 static void the_identity_file_gives_way_to_the_key(void **state)
 {
     (void)state;
-    cleanup_config struct config *c = parsed("{" K ",\"sshIdentityFile\":\"/k\",\"sshPrivateKey\":\"x\"}");
+    cleanup_config struct config *c =
+        parsed("{" K ",\"sshIdentityFile\":\"/k\",\"sshPrivateKey\":\"x\"}");
     assert_null(c->ssh_identity_file);
 }
 
@@ -482,8 +508,8 @@ static void account_ids_tell_accounts_apart(void **state)
     cleanup_config struct config *a = parsed("{" K "}"), *b = parsed("{" K ",\"cpu\":2}");
     cleanup_config struct config *c = parsed("{" K ",\"apiUrl\":\"https://other.example\"}");
     cleanup_config struct config *d = parsed("{\"apiKey\":\"exe1.other\"}");
-    cleanup_free char *ia = config_account_id(a), *ib = config_account_id(b), *ic = config_account_id(c),
-                      *id = config_account_id(d);
+    cleanup_free char *ia = config_account_id(a), *ib = config_account_id(b),
+                      *ic = config_account_id(c), *id = config_account_id(d);
     assert_string_equal(ia, ib);
     assert_string_not_equal(ia, ic);
     assert_string_not_equal(ia, id);
@@ -493,9 +519,11 @@ static void account_ids_tell_accounts_apart(void **state)
 static void setup_scripts(void **state)
 {
     (void)state;
-    cleanup_config struct config *plain = parsed("{" K "}"), *none = parsed("{" K ",\"setupScript\":\"none\"}");
+    cleanup_config struct config *plain = parsed("{" K "}"),
+                                 *none = parsed("{" K ",\"setupScript\":\"none\"}");
     cleanup_config struct config *own = parsed("{" K ",\"setupScript\":\" echo hi \"}");
-    cleanup_free char *built = setup_script(plain), *nothing = setup_script(none), *mine = setup_script(own);
+    cleanup_free char *built = setup_script(plain), *nothing = setup_script(none),
+                      *mine = setup_script(own);
     assert_null(nothing);
     assert_string_equal(mine, "echo hi");
     assert_non_null(strstr(built, "setup_24.x"));

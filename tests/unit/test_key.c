@@ -21,7 +21,8 @@ static char dir[] = "/tmp/exedev-key-XXXXXX";
 /* The file of a key made by the real ssh-keygen. */
 static char *make(const char *name, const char *options)
 {
-    cleanup_free char *cmd = xasprintf("ssh-keygen -q %s -C test -f %s/%s >/dev/null 2>&1", options, dir, name);
+    cleanup_free char *cmd =
+        xasprintf("ssh-keygen -q %s -C test -f %s/%s >/dev/null 2>&1", options, dir, name);
     cleanup_free char *path = xasprintf("%s/%s", dir, name);
     cleanup_buf struct buf b = {0};
 
@@ -68,10 +69,14 @@ static void refuses_putty(void **state)
 
 static void refuses_public_keys(void **state)
 {
-    static const char *const keys[] = {"ssh-rsa AAAAB3", "ssh-dss AAAA", "ssh-ed25519 AAAAC3 me@x",
-                                       "ecdsa-sha2-nistp256 AAAA", "sk-ssh-ed25519@openssh.com AAAA",
-                                       "  \nssh-ed25519 AAAA\n",
-                                       "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"};
+    static const char *const keys[] = {
+        "ssh-rsa AAAAB3",
+        "ssh-dss AAAA",
+        "ssh-ed25519 AAAAC3 me@x",
+        "ecdsa-sha2-nistp256 AAAA",
+        "sk-ssh-ed25519@openssh.com AAAA",
+        "  \nssh-ed25519 AAAA\n",
+        "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"};
     (void)state;
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         refused(keys[i], "public SSH key");
@@ -81,7 +86,8 @@ static void refuses_text_without_begin(void **state)
 {
     (void)state;
     refused("hello", "BEGIN ... PRIVATE KEY");
-    refused("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "BEGIN ... PRIVATE KEY");
+    refused("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----",
+            "BEGIN ... PRIVATE KEY");
 }
 
 static void refuses_a_truncated_key(void **state)
@@ -105,7 +111,8 @@ static void refuses_an_empty_body(void **state)
 static void refuses_a_line_that_is_no_base64(void **state)
 {
     (void)state;
-    refused("-----BEGIN RSA PRIVATE KEY-----\nAAAA\n<b>\n-----END RSA PRIVATE KEY-----\n", "neither base64");
+    refused("-----BEGIN RSA PRIVATE KEY-----\nAAAA\n<b>\n-----END RSA PRIVATE KEY-----\n",
+            "neither base64");
 }
 
 static void refuses_lost_line_breaks(void **state)
@@ -128,8 +135,10 @@ static void refuses_passphrases(void **state)
 static void reads_every_form_of_openssh(void **state)
 {
     (void)state;
-    cleanup_free char *a = make("ed", "-t ed25519 -N ''"), *b = make("rsa", "-t rsa -b 2048 -m PEM -N ''");
-    cleanup_free char *c = make("ec", "-t ecdsa -m PEM -N ''"), *d = make("p8", "-t rsa -b 2048 -m PKCS8 -N ''");
+    cleanup_free char *a = make("ed", "-t ed25519 -N ''"),
+                      *b = make("rsa", "-t rsa -b 2048 -m PEM -N ''");
+    cleanup_free char *c = make("ec", "-t ecdsa -m PEM -N ''"),
+                      *d = make("p8", "-t rsa -b 2048 -m PKCS8 -N ''");
     decodes(a);
     decodes(b);
     decodes(c);
@@ -176,7 +185,8 @@ static void a_damaged_key_is_found_by_decoding(void **state)
 static void pkcs8_ed25519_is_told_how_to_convert(void **state)
 {
     (void)state;
-    cleanup_free char *cmd = xasprintf("openssl genpkey -algorithm ed25519 -out %s/p8ed 2>/dev/null", dir);
+    cleanup_free char *cmd =
+        xasprintf("openssl genpkey -algorithm ed25519 -out %s/p8ed 2>/dev/null", dir);
     cleanup_free char *path = xasprintf("%s/p8ed", dir);
     cleanup_buf struct buf b = {0};
     cleanup_error struct error err = {0};

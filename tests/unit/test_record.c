@@ -29,11 +29,13 @@ static void reads_the_documented_record(void **state)
 {
     (void)state;
     cleanup_record struct record r = {0};
-    assert_true(read_answer(
-        "{\"vm_name\":\"bloggy\",\"ssh_dest\":\"bloggy.exe.xyz\",\"ssh_host\":\"h.exe.xyz\",\"ssh_user\":\"u+1\","
-        "\"https_url\":\"https://bloggy.exe.xyz\",\"status\":\"running\",\"region\":\"lon\",\"region_display\":\"London, UK\","
-        "\"tags\":[\"exedev\"],\"comment\":\"c\"}",
-        "bloggy", &r, NULL));
+    assert_true(read_answer("{\"vm_name\":\"bloggy\",\"ssh_dest\":\"bloggy.exe.xyz\",\"ssh_host\":"
+                            "\"h.exe.xyz\",\"ssh_user\":\"u+1\","
+                            "\"https_url\":\"https://"
+                            "bloggy.exe.xyz\",\"status\":\"running\",\"region\":\"lon\",\"region_"
+                            "display\":\"London, UK\","
+                            "\"tags\":[\"exedev\"],\"comment\":\"c\"}",
+                            "bloggy", &r, NULL));
     assert_string_equal(r.vm_name, "bloggy");
     assert_string_equal(r.ssh_host, "h.exe.xyz");
     assert_string_equal(r.ssh_user, "u+1");
@@ -71,7 +73,9 @@ static void looks_no_deeper_than_four(void **state)
     (void)state;
     cleanup_record struct record r = {0};
     cleanup_error struct error err = {0};
-    assert_false(read_answer("{\"data\":{\"data\":{\"data\":{\"data\":{\"data\":{\"vm_name\":\"b\"}}}}}}", "b", &r, &err));
+    assert_false(
+        read_answer("{\"data\":{\"data\":{\"data\":{\"data\":{\"data\":{\"vm_name\":\"b\"}}}}}}",
+                    "b", &r, &err));
     assert_int_equal(err.code, ERR_NOT_FOUND);
 }
 
@@ -91,7 +95,8 @@ static void splits_the_destination_at_its_last_at(void **state)
 {
     (void)state;
     cleanup_record struct record r = {0};
-    assert_true(read_answer("{\"vm_name\":\"b\",\"ssh_dest\":\"me@corp@vm.exe.xyz\"}", "b", &r, NULL));
+    assert_true(
+        read_answer("{\"vm_name\":\"b\",\"ssh_dest\":\"me@corp@vm.exe.xyz\"}", "b", &r, NULL));
     assert_string_equal(r.ssh_user, "me@corp");
     assert_string_equal(r.ssh_host, "vm.exe.xyz");
 }
@@ -127,7 +132,8 @@ static void refuses_another_vms_record(void **state)
 
 static void refuses_answers_without_a_record(void **state)
 {
-    static const char *const bad[] = {"{}", "[]", "\"b\"", "null", "{\"vm\":\"b\"}", "{\"vm\":null,\"ok\":true}", "[1,2]"};
+    static const char *const bad[] = {
+        "{}", "[]", "\"b\"", "null", "{\"vm\":\"b\"}", "{\"vm\":null,\"ok\":true}", "[1,2]"};
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cleanup_record struct record r = {0};
@@ -173,7 +179,8 @@ static void an_empty_list_is_a_list(void **state)
 /* Or "it is gone" would be read out of an error. */
 static void something_else_is_no_empty_list(void **state)
 {
-    static const char *const bad[] = {"{}", "{\"error\":\"x\"}", "null", "\"\"", "{\"vms\":\"none\"}", "{\"data\":null}"};
+    static const char *const bad[] = {"{}",   "{\"error\":\"x\"}",  "null",
+                                      "\"\"", "{\"vms\":\"none\"}", "{\"data\":null}"};
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cleanup_json json_t *v = object(bad[i]);

@@ -38,11 +38,13 @@ static void hides_other_spellings(void **state)
 static void knows_the_lines_of_a_key(void **state)
 {
     (void)state;
-    static const char key[] = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU\nshort\n"
-                              "-----END OPENSSH PRIVATE KEY-----";
+    static const char key[] =
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU\nshort\n"
+        "-----END OPENSSH PRIVATE KEY-----";
     redact_add(key);
     cleanup_free char *line = redact("bad line: b3BlbnNzaC1rZXktdjEAAAAABG5vbmU!");
-    cleanup_free char *innocent = redact("-----BEGIN OPENSSH PRIVATE KEY----- is missing; too short");
+    cleanup_free char *innocent =
+        redact("-----BEGIN OPENSSH PRIVATE KEY----- is missing; too short");
     redact_remove(key);
     assert_string_equal(line, "bad line: [REDACTED]!");
     assert_string_equal(innocent, "-----BEGIN OPENSSH PRIVATE KEY----- is missing; too short");

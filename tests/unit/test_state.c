@@ -26,8 +26,12 @@ static char dir[] = "/tmp/exedev-state-XXXXXX";
 
 static struct journal_entry entry(const char *name, enum journal_state s)
 {
-    return (struct journal_entry){.name = (char *)name, .account = ACCOUNT, .kind = (char *)"lease",
-                                  .env_id = (char *)"e-1", .run_id = (char *)"r-1", .state = s};
+    return (struct journal_entry){.name = (char *)name,
+                                  .account = ACCOUNT,
+                                  .kind = (char *)"lease",
+                                  .env_id = (char *)"e-1",
+                                  .run_id = (char *)"r-1",
+                                  .state = s};
 }
 
 static void note(const char *name, enum journal_state s)
@@ -82,7 +86,8 @@ static void a_strangers_folder_is_refused(void **state)
 static void known_hosts_of_pins_are_files_of_their_own(void **state)
 {
     (void)state;
-    cleanup_free char *plain = state_known_hosts(NULL, NULL), *a = state_known_hosts("h ssh-ed25519 AAA", NULL);
+    cleanup_free char *plain = state_known_hosts(NULL, NULL),
+                      *a = state_known_hosts("h ssh-ed25519 AAA", NULL);
     cleanup_free char *b = state_known_hosts("h ssh-ed25519 BBB", NULL);
     cleanup_buf struct buf text = {0};
     assert_true(text_ends(plain, "/known_hosts"));
@@ -253,7 +258,8 @@ static void a_claim_is_for_one(void **state)
 {
     (void)state;
     cleanup_error struct error err = {0};
-    cleanup_fd int a = journal_claim(ACCOUNT, "vm-x", NULL), b = journal_claim(ACCOUNT, "vm-x", &err);
+    cleanup_fd int a = journal_claim(ACCOUNT, "vm-x", NULL),
+                   b = journal_claim(ACCOUNT, "vm-x", &err);
     cleanup_fd int c = journal_claim(ACCOUNT, "vm-y", NULL);
     assert_true(a >= 0);
     assert_int_equal(b, -1);
@@ -277,8 +283,12 @@ static void prefixes(void **state)
 {
     static const struct {
         const char *in, *out;
-    } cases[] = {{"My Agents!!", "my-agents"}, {"--x--", "x"}, {"", "paperclip"}, {"\xc3\xa9\xc3\xa9", "paperclip"},
-                 {"abcdefghijklmnopqrstuvw-xyz", "abcdefghijklmnopqrstuvw"}, {"a_b.c", "a-b-c"}};
+    } cases[] = {{"My Agents!!", "my-agents"},
+                 {"--x--", "x"},
+                 {"", "paperclip"},
+                 {"\xc3\xa9\xc3\xa9", "paperclip"},
+                 {"abcdefghijklmnopqrstuvw-xyz", "abcdefghijklmnopqrstuvw"},
+                 {"a_b.c", "a-b-c"}};
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         cleanup_free char *p = name_prefix(cases[i].in);
@@ -292,22 +302,24 @@ static void lease_names(void **state)
 {
     (void)state;
     cleanup_free char *a = name_lease("paperclip", "0B9C3A52-7B1E", "AB-cd-EF-12-34");
-    cleanup_free char *digits = name_lease("p", "e", "12345678-99"), *few = name_lease("p", "e", "7");
+    cleanup_free char *digits = name_lease("p", "e", "12345678-99"),
+                      *few = name_lease("p", "e", "7");
     cleanup_free char *none = name_lease("p", "", NULL), *odd = name_lease("p", "--", "\xc3\xa9");
     assert_string_equal(a, "paperclip-0b9c3a52-abcdef12");
     assert_string_equal(digits, "p-e-r1234567");
     assert_string_equal(few, "p-e-r7");
     assert_true(text_starts(none, "p-env-"));
     assert_int_equal(strlen(none), 6 + 8);
-    assert_true(text_is_vm_name(a) && text_is_vm_name(digits) && text_is_vm_name(few) && text_is_vm_name(none) &&
-                text_is_vm_name(odd));
+    assert_true(text_is_vm_name(a) && text_is_vm_name(digits) && text_is_vm_name(few) &&
+                text_is_vm_name(none) && text_is_vm_name(odd));
 }
 
 static void every_random_name_is_legal_and_new(void **state)
 {
     (void)state;
     for (int i = 0; i < 200; i++) {
-        cleanup_free char *a = name_probe("abcdefghijklmnopqrstuvwx"), *b = name_probe("abcdefghijklmnopqrstuvwx");
+        cleanup_free char *a = name_probe("abcdefghijklmnopqrstuvwx"),
+                          *b = name_probe("abcdefghijklmnopqrstuvwx");
         assert_true(text_is_vm_name(a));
         assert_true(strlen(a) <= 63);
         assert_string_not_equal(a, b);
@@ -318,7 +330,8 @@ static void every_random_name_is_legal_and_new(void **state)
 static void marks_come_back_whole(void **state)
 {
     (void)state;
-    cleanup_free char *c = mark_comment("for [exedev x] tests", "lease", "0b9c3a52-7b1e-4b0f-9d6a-2c8e5f7a1b3d", "run_1");
+    cleanup_free char *c = mark_comment("for [exedev x] tests", "lease",
+                                        "0b9c3a52-7b1e-4b0f-9d6a-2c8e5f7a1b3d", "run_1");
     cleanup_mark struct mark m = {0}, none = {0};
     assert_true(text_starts(c, "for [exedev x] tests [exedev lease env="));
     assert_true(mark_parse(c, &m));

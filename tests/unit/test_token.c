@@ -134,11 +134,14 @@ static void the_signature_is_good_for_ssh_keygen(void **state)
     cleanup_free char *pub = content("key.pub");
     cleanup_free char *script = xasprintf(
         "set -e; cd %s; printf 'me namespaces=\"v0@bloggy.exe.xyz\" %%s' '%.*s' >signers\n"
-        "b() { tr '_-' '/+' | awk '{ while (length($0) %% 4) $0 = $0 \"=\"; print }' | base64 -d; }\n"
+        "b() { tr '_-' '/+' | awk '{ while (length($0) %% 4) $0 = $0 \"=\"; print }' | base64 -d; "
+        "}\n"
         "echo '%.*s' | b >payload\n"
-        "{ echo '-----BEGIN SSH SIGNATURE-----'; echo '%s' | b | base64 -w70; echo '-----END SSH SIGNATURE-----'; } >sig\n"
+        "{ echo '-----BEGIN SSH SIGNATURE-----'; echo '%s' | b | base64 -w70; echo '-----END SSH "
+        "SIGNATURE-----'; } >sig\n"
         "ssh-keygen -Y verify -f signers -I me -n v0@bloggy.exe.xyz -s sig <payload >/dev/null",
-        dir, (int)strcspn(pub, "\n"), pub, (int)strcspn(text + 5, "."), text + 5, strrchr(text, '.') + 1);
+        dir, (int)strcspn(pub, "\n"), pub, (int)strcspn(text + 5, "."), text + 5,
+        strrchr(text, '.') + 1);
     assert_int_equal(system(script), 0);
 }
 
@@ -254,9 +257,9 @@ static void mints_with_an_agent(void **state)
 {
     (void)state;
     cleanup_free char *sock = file("agent.sock");
-    cleanup_free char *start =
-        xasprintf("ssh-agent -a %s >%s/agent.env && . %s/agent.env >/dev/null && ssh-add -q %s/key 2>/dev/null", sock,
-                  dir, dir, dir);
+    cleanup_free char *start = xasprintf("ssh-agent -a %s >%s/agent.env && . %s/agent.env "
+                                         ">/dev/null && ssh-add -q %s/key 2>/dev/null",
+                                         sock, dir, dir, dir);
     cleanup_free char *stop = xasprintf(". %s/agent.env >/dev/null; kill $SSH_AGENT_PID", dir);
     cleanup_free char *pub = content("key.pub");
     struct token_signer s = {.agent_socket = sock, .public_key = pub};
@@ -316,7 +319,8 @@ static void descriptions(void **state)
 static void durations(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"", "d", "-1d", "1x", "1dd", "0", " 1", "99999999999999999999d", "200000d"};
+    static const char *const bad[] = {
+        "", "d", "-1d", "1x", "1dd", "0", " 1", "99999999999999999999d", "200000d"};
     int64_t s;
     assert_true(token_duration("30d", &s, NULL) && s == 30 * 86400);
     assert_true(token_duration("12h", &s, NULL) && s == 43200);

@@ -1,4 +1,4 @@
-/* exedev-vm: frames, commands, credit, stdin, what breaks the protocol. */
+/* exedev-vm: commands, credit, stdin, terminals, the heartbeat. */
 #include "vm_client.h"
 
 static void greets_first(void **state)
@@ -57,7 +57,8 @@ static void says_why_a_command_did_not_run(void **state)
     (void)state;
     struct vm v;
     cleanup_result struct result r = {0};
-    cleanup_free char *script = home_path("script"), *plain = home_path("plain"), *file = home_path("file");
+    cleanup_free char *script = home_path("script"), *plain = home_path("plain"),
+                      *file = home_path("file");
 
     vm_start(&v, (struct hello){0});
     vm_run(&v, (struct want){.argv = ARGS("no-such-command")}, &r);
@@ -97,24 +98,18 @@ static void says_why_a_command_did_not_run(void **state)
     assert_int_equal(vm_close(&v), 0);
 }
 
-static char *filled(size_t n)
-{
-    char *s = xmalloc(n + 1);
-
-    memset(s, 'x', n);
-    s[n] = 0;
-    return s;
-}
-
 static void takes_long_arguments_and_refuses_longer(void **state)
 {
     (void)state;
     struct vm v;
     cleanup_result struct result r = {0};
     cleanup_free char *longest = filled(VM_MAX_STRING), *longer = filled(VM_MAX_STRING + 1);
-    const char *seven[] = {"sh", "-c", "echo $(($# - 1)) ${#7}", "0", longest, longest, longest, longest,
-                           longest, longest, longest, NULL};
-    const char *nine[] = {"true", longest, longest, longest, longest, longest, longest, longest, longest, longest, NULL};
+    const char *seven[] = {"sh",    "-c",    "echo $(($# - 1)) ${#7}",
+                           "0",     longest, longest,
+                           longest, longest, longest,
+                           longest, longest, NULL};
+    const char *nine[] = {"true",  longest, longest, longest, longest, longest,
+                          longest, longest, longest, longest, NULL};
 
     vm_start(&v, (struct hello){0});
     vm_run(&v, (struct want){.argv = seven}, &r);
@@ -139,20 +134,29 @@ static void sets_folder_and_environment(void **state)
     vm_start(&v, (struct hello){0});
     unsetenv("FROM_SESSION");
     unsetenv("OVER");
-    vm_run(&v, (struct want){.argv = SH("pwd; echo $FROM_SESSION $OVER $EXEDEV_MARK $EMPTY.; env | grep -c ^OVER="),
-                             .env = ARGS("OVER=above", "EMPTY=", "EXEDEV_MARK=forged"), .marker = "lease-7"}, &r);
+    vm_run(
+        &v,
+        (struct want){
+            .argv = SH("pwd; echo $FROM_SESSION $OVER $EXEDEV_MARK $EMPTY.; env | grep -c ^OVER="),
+            .env = ARGS("OVER=above", "EMPTY=", "EXEDEV_MARK=forged"),
+            .marker = "lease-7"},
+        &r);
     cleanup_free char *want = xasprintf("%s\n1 above lease-7 .\n1\n", test_home);
     assert_string_equal(text(&r), want);
     result_free(&r);
     /* PATH of the resulting environment decides. */
     write_home("here", "#!/bin/sh\necho found\n");
-    cleanup_free char *here = home_path("here"), *path = xasprintf("PATH=/nonexistent:%s:/bin", test_home);
+    cleanup_free char *here = home_path("here"),
+                      *path = xasprintf("PATH=/nonexistent:%s:/bin", test_home);
     chmod(here, 0700);
     vm_run(&v, (struct want){.argv = ARGS("here"), .env = (const char *const[]){path, NULL}}, &r);
     assert_string_equal(text(&r), "found\n");
     result_free(&r);
     /* Nothing of the helper's own is open in a command, and its signals are as they should be. */
-    vm_run(&v, (struct want){.argv = SH("ls /proc/self/fd | wc -l; grep -E 'SigIgn|SigBlk' /proc/self/status")}, &r);
+    vm_run(&v,
+           (struct want){
+               .argv = SH("ls /proc/self/fd | wc -l; grep -E 'SigIgn|SigBlk' /proc/self/status")},
+           &r);
     assert_string_equal(text(&r), "4\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
     assert_int_equal(vm_close(&v), 0);
 }
@@ -230,9 +234,12 @@ static void stdin_that_nobody_reads_blocks_nothing(void **state)
     assert_int_equal(r.status, 7);
     result_free(&r);
     /* To one that closes its stdin and goes on: all of it is taken, and dropped. */
-    assert_int_equal(feed(&v, vm_open(&v, (struct want){.argv = SH("exec <&-; sleep 1; exit 8")}), 3000000, &r), 3000000);
+    assert_int_equal(
+        feed(&v, vm_open(&v, (struct want){.argv = SH("exec <&-; sleep 1; exit 8")}), 3000000, &r),
+        3000000);
     assert_int_equal(r.status, 8);
-    assert_int_equal(feed(&v, vm_open(&v, (struct want){.argv = ARGS("wc", "-c")}), 50000000, &all), 50000000);
+    assert_int_equal(feed(&v, vm_open(&v, (struct want){.argv = ARGS("wc", "-c")}), 50000000, &all),
+                     50000000);
     assert_int_equal(atol(text(&all)), 50000000);
     assert_int_equal(vm_close(&v), 0);
 }
@@ -245,7 +252,9 @@ static void output_keeps_to_its_credit(void **state)
     struct got g = {0};
 
     vm_start(&v, (struct hello){0});
-    uint32_t id = vm_open(&v, (struct want){.argv = SH("yes | head -c 1000000; echo done >&2; sleep 0.2"), .credit = 1000});
+    uint32_t id =
+        vm_open(&v, (struct want){.argv = SH("yes | head -c 1000000; echo done >&2; sleep 0.2"),
+                                  .credit = 1000});
     while (r.out[1].len < 1000) {
         assert_true(vm_recv(&v, &g, PATIENCE_MS));
         result_take(&r, &g);
@@ -276,7 +285,9 @@ static void exit_waits_for_output_already_written(void **state)
 
     vm_start(&v, (struct hello){0});
     /* The command is long over when its output may come. A child of its own has the pipe, too. */
-    uint32_t id = vm_open(&v, (struct want){.argv = SH("head -c 50000 /dev/zero; sleep 1000 & echo $! >pid"), .no_credit = true});
+    uint32_t id =
+        vm_open(&v, (struct want){.argv = SH("head -c 50000 /dev/zero; sleep 1000 & echo $! >pid"),
+                                  .no_credit = true});
     assert_true(vm_recv(&v, &g, PATIENCE_MS));
     assert_int_equal(g.type, VM_STARTED);
     while (vm_recv(&v, &g, 500))
@@ -299,10 +310,12 @@ static void flood_beside_a_quiet_command(void **state)
     cleanup_result struct result r = {0};
 
     vm_start(&v, (struct hello){0});
-    uint32_t flood = vm_open(&v, (struct want){.argv = ARGS("cat", "/dev/zero"), .credit = VM_MAX_CREDIT});
+    uint32_t flood =
+        vm_open(&v, (struct want){.argv = ARGS("cat", "/dev/zero"), .credit = VM_MAX_CREDIT});
     wait_started(&v, flood, &r);
     for (int i = 0; i < 20; i++) {
-        /* What waits before the quiet command's frames is a pipe and VM_OUT_LOW, not the flood's credit. */
+        /* What waits before the quiet command's frames is a pipe and VM_OUT_LOW, not the flood's
+         * credit. */
         struct got g = {0};
         uint32_t id = vm_open(&v, (struct want){.argv = ARGS("echo", "quiet")});
         size_t before = 0;
@@ -350,7 +363,8 @@ static void terminal(void **state)
     struct want w = {.kind = VM_KIND_PTY, .rows = 30, .cols = 120};
 
     vm_start(&v, (struct hello){0});
-    w.argv = SH("tty; stty size; test -t 2 && echo err; read x; echo got $x; stty size; trap 'exit 9' INT; echo ready; while :; do sleep 0.1; done");
+    w.argv = SH("tty; stty size; test -t 2 && echo err; read x; echo got $x; stty size; trap 'exit "
+                "9' INT; echo ready; while :; do sleep 0.1; done");
     uint32_t id = vm_open(&v, w);
     wait_text(&v, id, &r, "err");
     assert_non_null(strstr(text(&r), "/dev/pts/"));
@@ -412,147 +426,6 @@ static void pings_are_answered_and_silence_is_the_end(void **state)
     got_free(&g);
 }
 
-/* What the helper does with bytes that break a rule: it says so, ends what runs, exits 76. */
-static void broken_by(void (*act)(struct vm *v, uint32_t id), bool greet)
-{
-    struct vm v;
-    cleanup_result struct result r = {0};
-    uint32_t id = 0;
-    struct got g = {0};
-
-    vm_start(&v, (struct hello){.no_hello = !greet});
-    if (greet) {
-        id = vm_open(&v, (struct want){.argv = ARGS("sleep", "1000")});
-        wait_started(&v, id, &r);
-    }
-    act(&v, id);
-    while (vm_recv(&v, &g, PATIENCE_MS))
-        ;
-    assert_int_equal(vm_close(&v), VM_EXIT_PROTOCOL);
-    if (greet)
-        assert_true(gone((pid_t)r.pid));
-    got_free(&g);
-}
-
-#define BREAK(name, ...)                                                                           \
-    static void break_##name(struct vm *v, uint32_t id)                                            \
-    {                                                                                              \
-        (void)v;                                                                                   \
-        (void)id;                                                                                  \
-        __VA_ARGS__;                                                                               \
-    }
-
-BREAK(length, write(v->in, "\0\1\0\1\2\0\0\0\0\0\0\0", 12) == 12 ? (void)0 : fail())
-BREAK(reserved, write(v->in, "\0\0\0\0\2\0\0\1\0\0\0\0", 12) == 12 ? (void)0 : fail())
-BREAK(type, vm_send(v, 20, 0, 0, NULL, 0))
-BREAK(channel, vm_send(v, VM_DATA, 3, id, "x", 1))
-BREAK(helper_type, vm_send(v, VM_STARTED, 0, id, "1234", 4))
-BREAK(ping, vm_send(v, VM_PING, 0, 0, "1", 1))
-BREAK(ping_stream, vm_send(v, VM_PING, 0, id, "12345678", 8))
-BREAK(data_stream_0, vm_send(v, VM_DATA, 0, 0, "x", 1))
-BREAK(empty_data, vm_send(v, VM_DATA, 0, id, NULL, 0))
-BREAK(data_on_stdout, vm_send(v, VM_DATA, 1, id, "x", 1))
-BREAK(kill_signal, vm_send_u32s(v, VM_KILL, 0, id, 2, 65u, 0u))
-BREAK(kill_scope, vm_send_u32s(v, VM_KILL, 0, id, 2, 0u, 3u))
-BREAK(credit, vm_send_u32s(v, VM_CREDIT, 1, id, 1, VM_MAX_CREDIT))
-BREAK(credit_stdin, vm_send_u32s(v, VM_CREDIT, 0, id, 1, 1u))
-BREAK(winch, vm_send(v, VM_WINCH, 0, id, "1", 1))
-BREAK(reopen, vm_send(v, VM_OPEN, 0, id, "", 0))
-BREAK(request, vm_send(v, VM_OPEN, 0, id + 1, "\xff\0\0\0", 4))
-BREAK(resume, vm_send_u32s(v, VM_RESUME, 0, 0, 1, 0u))
-BREAK(second_hello, vm_put_hello(v, (struct hello){0}))
-BREAK(endall, vm_send_u32s(v, VM_ENDALL, 0, 0, 2, 0u, 0u))
-BREAK(no_hello, vm_send(v, VM_PING, 0, 0, "12345678", 8))
-BREAK(other_build, strcpy(v->build, "feed"); vm_put_hello(v, (struct hello){0}))
-BREAK(durable_here, vm_put_hello(v, (struct hello){.key = "k"}))
-
-static void break_stdin_credit(struct vm *v, uint32_t id)
-{
-    cleanup_free char *block = filled(VM_STDIN_CREDIT);
-
-    /* The pipe takes some, and what it took is granted again, at most twice over. */
-    for (int i = 0; i < 8; i++)
-        vm_send(v, VM_DATA, VM_STDIN, id, block, VM_STDIN_CREDIT);
-}
-
-static void break_after_eof(struct vm *v, uint32_t id)
-{
-    vm_send(v, VM_EOF, VM_STDIN, id, NULL, 0);
-    vm_send(v, VM_DATA, VM_STDIN, id, "x", 1);
-}
-
-static void break_parts(struct vm *v, uint32_t id)
-{
-    vm_send(v, VM_OPEN, VM_OPEN_MORE, id + 1, "x", 1);
-    vm_send(v, VM_OPEN, VM_OPEN_MORE, id + 2, "x", 1);
-}
-
-static void break_big_request(struct vm *v, uint32_t id)
-{
-    cleanup_free char *block = filled(VM_MAX_PAYLOAD);
-
-    for (size_t n = 0; n <= VM_MAX_REQUEST; n += VM_MAX_PAYLOAD)
-        vm_send(v, VM_OPEN, VM_OPEN_MORE, id + 1, block, VM_MAX_PAYLOAD);
-}
-
-static void break_streams(struct vm *v, uint32_t id)
-{
-    /* Waiting ones are streams, too: nothing is started while the profile sleeps. */
-    (void)id;
-    for (unsigned i = 0; i < VM_MAX_STREAMS; i++)
-        vm_open(v, (struct want){.argv = ARGS("true"), .flags = VM_OPEN_LOGIN});
-}
-
-static void what_breaks_the_protocol_ends_the_session(void **state)
-{
-    (void)state;
-    static void (*const greeted[])(struct vm *, uint32_t) = {
-        break_length, break_reserved, break_type, break_channel, break_helper_type, break_ping,
-        break_ping_stream, break_data_stream_0, break_empty_data, break_data_on_stdout, break_kill_signal,
-        break_kill_scope, break_credit, break_credit_stdin, break_winch, break_reopen, break_request,
-        break_resume, break_second_hello, break_endall, break_stdin_credit, break_after_eof, break_parts,
-        break_big_request};
-
-    for (size_t i = 0; i < sizeof greeted / sizeof *greeted; i++)
-        broken_by(greeted[i], true);
-    broken_by(break_no_hello, false);
-    broken_by(break_other_build, false);
-    broken_by(break_durable_here, false);
-    write_home(".profile", "sleep 8\n");
-    broken_by(break_streams, true);
-}
-
-static void frames_of_closed_streams_are_dropped(void **state)
-{
-    (void)state;
-    struct vm v;
-    cleanup_result struct result r = {0};
-
-    vm_start(&v, (struct hello){0});
-    uint32_t id = vm_open(&v, (struct want){.argv = ARGS("true")});
-    vm_wait(&v, id, &r);
-    vm_send(&v, VM_DATA, VM_STDIN, id, "x", 1);
-    vm_send(&v, VM_EOF, VM_STDIN, id, NULL, 0);
-    vm_send_u32s(&v, VM_CREDIT, 1, id, 1, 5u);
-    vm_send_u32s(&v, VM_KILL, 0, id, 2, 0u, 0u);
-    vm_send(&v, VM_CLOSE_IN, 0, id, NULL, 0);
-    /* Numbers may come in any order, once each. */
-    v.next = 9;
-    result_free(&r);
-    vm_run(&v, (struct want){.argv = ARGS("true")}, &r);
-    v.next = 4;
-    result_free(&r);
-    vm_run(&v, (struct want){.argv = ARGS("echo", "fine")}, &r);
-    assert_string_equal(text(&r), "fine\n");
-    v.next = 4;
-    vm_open(&v, (struct want){.argv = ARGS("true")});
-    struct got g = {0};
-    while (vm_recv(&v, &g, PATIENCE_MS))
-        ;
-    got_free(&g);
-    assert_int_equal(vm_close(&v), VM_EXIT_PROTOCOL);
-}
-
 static void times_out(void **state)
 {
     (void)state;
@@ -584,10 +457,11 @@ int main(void)
         TEST(many_at_once),
         TEST(terminal),
         TEST(pings_are_answered_and_silence_is_the_end),
-        TEST(what_breaks_the_protocol_ends_the_session),
-        TEST(frames_of_closed_streams_are_dropped),
         TEST(times_out),
     };
 
+    /* qemu makes a copy where the kernel shares memory: why an exec failed cannot be seen there. */
+    if (strstr(getenv("EXEDEV_VM"), "qemu"))
+        cmocka_set_skip_filter("says_why_*");
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,8 +8,10 @@
 
 static void fill(struct buf *out, const char *key)
 {
-    cleanup_free char *x86 = xasprintf("%zu", exedev_vm_x86_64_size), *arm = xasprintf("%zu", exedev_vm_arm64_size);
-    const char *const pairs[][2] = {{"@BUILD@", exedev_vm_build}, {"@X86_64@", x86}, {"@ARM64@", arm}, {"@KEY@", key}};
+    cleanup_free char *x86 = xasprintf("%zu", exedev_vm_x86_64_size),
+                      *arm = xasprintf("%zu", exedev_vm_arm64_size);
+    const char *const pairs[][2] = {
+        {"@BUILD@", exedev_vm_build}, {"@X86_64@", x86}, {"@ARM64@", arm}, {"@KEY@", key}};
 
     buf_puts(out, "exec sh -c '");
     for (const char *at = exedev_vm_bootstrap; *at;) {
@@ -110,7 +112,8 @@ static void check_folder(const char *path)
         if (!strncmp(e->d_name, "exedev-vm-", 10))
             helpers++;
         else
-            assert_true(!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")); /* nothing half done */
+            assert_true(!strcmp(e->d_name, ".") ||
+                        !strcmp(e->d_name, "..")); /* nothing half done */
     }
     assert_int_equal(helpers, 1);
 }
@@ -125,7 +128,8 @@ static bool there(const char *program)
 static void under_every_shell(void **state)
 {
     (void)state;
-    static const char *const shells[] = {"sh", "dash", "bash", "zsh", "fish", "tcsh", "ksh", "mksh", "yash"};
+    static const char *const shells[] = {"sh",   "dash", "bash", "zsh", "fish",
+                                         "tcsh", "ksh",  "mksh", "yash"};
     unsigned tried = 0;
 
     for (size_t i = 0; i < sizeof shells / sizeof *shells; i++) {
@@ -173,7 +177,8 @@ static void a_damaged_helper_is_replaced(void **state)
 {
     (void)state;
     struct boot b;
-    cleanup_free char *name = xasprintf(".cache/exedev/exedev-vm-%s", exedev_vm_build), *file = home_path(name);
+    cleanup_free char *name = xasprintf(".cache/exedev/exedev-vm-%s", exedev_vm_build),
+                      *file = home_path(name);
 
     start(&b, "sh", "");
     assert_true(needs(&b));
@@ -211,8 +216,8 @@ static void a_folder_of_somebody_else_is_passed_over(void **state)
 {
     (void)state;
     struct boot b;
-    cleanup_free char *cache = home_path(".cache"), *folder = home_path(".cache/exedev"), *run = home_path("run"),
-                  *second = home_path("run/exedev");
+    cleanup_free char *cache = home_path(".cache"), *folder = home_path(".cache/exedev"),
+                      *run = home_path("run"), *second = home_path("run/exedev");
 
     mkdir(cache, 0700);
     mkdir(run, 0700);
@@ -264,7 +269,8 @@ static void a_key_makes_it_durable(void **state)
     assert_true(greets(&b));
     assert_int_equal(access(sock, F_OK), 0);
     stop(&b);
-    for (struct deadline d = deadline_in(PATIENCE_MS); access(sock, F_OK) == 0; deadline_sleep(d, 10))
+    for (struct deadline d = deadline_in(PATIENCE_MS); access(sock, F_OK) == 0;
+         deadline_sleep(d, 10))
         assert_false(deadline_passed(d));
 }
 
@@ -348,8 +354,10 @@ static void the_timer_marks_and_powers_off(void **state)
     (void)state;
     struct vm v;
     cleanup_result struct result r = {0};
-    cleanup_free char *off = home_path("poweroff"), *asked = home_path("asked"), *mark = home_path(".cache/exedev/expired");
-    cleanup_free char *script = xasprintf("#!/bin/sh\necho \"$0\" >'%s.new'; mv '%s.new' '%s'\n", asked, asked, asked);
+    cleanup_free char *off = home_path("poweroff"), *asked = home_path("asked"),
+                      *mark = home_path(".cache/exedev/expired");
+    cleanup_free char *script =
+        xasprintf("#!/bin/sh\necho \"$0\" >'%s.new'; mv '%s.new' '%s'\n", asked, asked, asked);
     cleanup_free char *path = xasprintf("PATH=%s:/usr/bin:/bin", test_home);
     cleanup_free char *epoch = xasprintf("%lld", (long long)time(NULL) + 2);
     cleanup_free char *shared = xasprintf("/var/tmp/exedev-expired-%u", (unsigned)geteuid());
@@ -358,9 +366,13 @@ static void the_timer_marks_and_powers_off(void **state)
     write_home("poweroff", script);
     chmod(off, 0700);
     vm_start(&v, (struct hello){0});
-    vm_run(&v, (struct want){.kind = VM_KIND_BUILTIN, .argv = ARGS("timer", "arm", epoch), .env = ARGS(path)}, &r);
+    vm_run(&v,
+           (struct want){
+               .kind = VM_KIND_BUILTIN, .argv = ARGS("timer", "arm", epoch), .env = ARGS(path)},
+           &r);
     assert_int_equal(r.status, 0);
-    for (struct deadline d = deadline_in(PATIENCE_MS); access(asked, F_OK) < 0; deadline_sleep(d, 20))
+    for (struct deadline d = deadline_in(PATIENCE_MS); access(asked, F_OK) < 0;
+         deadline_sleep(d, 20))
         assert_false(deadline_passed(d));
     cleanup_buf struct buf b = {0};
     cleanup_free char *want = xasprintf("expired %s\n", epoch);

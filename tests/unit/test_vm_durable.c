@@ -129,10 +129,12 @@ static void no_byte_lost_or_doubled(void **state)
     for (int i = 1; i <= 150000; i++)
         buf_printf(&want[i % 3 == 0 ? 2 : 1], "%d\n", i);
     vm_start(&v, (struct hello){.key = KEY});
-    uint32_t id = vm_open(&v, (struct want){
-                                  .argv = ARGS("awk", "BEGIN { for (i = 1; i <= 150000; i++) if (i % 3 == 0) print i "
-                                                      ">\"/dev/stderr\"; else print i; exit 6 }"),
-                                  .flags = VM_OPEN_DURABLE, .credit = 40000});
+    uint32_t id = vm_open(
+        &v, (struct want){
+                .argv = ARGS("awk", "BEGIN { for (i = 1; i <= 150000; i++) if (i % 3 == 0) print i "
+                                    ">\"/dev/stderr\"; else print i; exit 6 }"),
+                .flags = VM_OPEN_DURABLE,
+                .credit = 40000});
     while (!take_some(&v, id, &r, (size_t)rand_r(&seed) % 60000)) {
         cut(&v);
         cuts++;
@@ -235,9 +237,12 @@ static void ends_are_kept_until_they_were_read(void **state)
 
     vm_start(&v, (struct hello){.key = KEY});
     v.mute = true; /* no PONG: the helper cannot know what was read */
-    uint32_t exits = vm_open(&v, (struct want){.argv = SH("echo out; exit 5"), .flags = VM_OPEN_DURABLE});
-    uint32_t fails = vm_open(&v, (struct want){.argv = ARGS("no-such-thing"), .flags = VM_OPEN_DURABLE});
-    uint32_t later = vm_open(&v, (struct want){.argv = SH("sleep 0.5; echo later; exit 6"), .flags = VM_OPEN_DURABLE});
+    uint32_t exits =
+        vm_open(&v, (struct want){.argv = SH("echo out; exit 5"), .flags = VM_OPEN_DURABLE});
+    uint32_t fails =
+        vm_open(&v, (struct want){.argv = ARGS("no-such-thing"), .flags = VM_OPEN_DURABLE});
+    uint32_t later = vm_open(
+        &v, (struct want){.argv = SH("sleep 0.5; echo later; exit 6"), .flags = VM_OPEN_DURABLE});
     for (int ends = 0; ends < 2;) {
         assert_true(vm_recv(&v, &g, PATIENCE_MS));
         ends += g.type == VM_EXIT || g.type == VM_FAIL;
@@ -283,9 +288,12 @@ static void a_break_ends_what_is_not_durable(void **state)
     uint64_t in_got[2];
 
     vm_start(&v, (struct hello){.key = KEY});
-    uint32_t a = vm_open(&v, (struct want){.argv = SH("echo $$ >a; trap '' TERM; while :; do sleep 1; done")});
-    uint32_t b = vm_open(&v, (struct want){.argv = SH("echo $$ >b; exec sleep 1000"), .flags = VM_OPEN_DURABLE});
-    uint32_t c = vm_open(&v, (struct want){.argv = SH("echo $$ >c; exec sleep 1000"), .flags = VM_OPEN_DURABLE});
+    uint32_t a = vm_open(
+        &v, (struct want){.argv = SH("echo $$ >a; trap '' TERM; while :; do sleep 1; done")});
+    uint32_t b = vm_open(
+        &v, (struct want){.argv = SH("echo $$ >b; exec sleep 1000"), .flags = VM_OPEN_DURABLE});
+    uint32_t c = vm_open(
+        &v, (struct want){.argv = SH("echo $$ >c; exec sleep 1000"), .flags = VM_OPEN_DURABLE});
     wait_started(&v, a, &plain);
     pid_t pa = pid_in("a"), pb = pid_in("b"), pc = pid_in("c");
     cut(&v);
@@ -312,7 +320,8 @@ static void nobody_comes_back(void **state)
     cleanup_result struct result r = {0};
 
     vm_start(&v, (struct hello){.key = KEY, .keep_ms = 700});
-    uint32_t id = vm_open(&v, (struct want){.argv = SH("echo $$ >a; exec sleep 1000"), .flags = VM_OPEN_DURABLE});
+    uint32_t id = vm_open(
+        &v, (struct want){.argv = SH("echo $$ >a; exec sleep 1000"), .flags = VM_OPEN_DURABLE});
     wait_started(&v, id, &r);
     pid_t a = pid_in("a"), daemon = (pid_t)v.helper_pid;
     cut(&v);
@@ -331,7 +340,8 @@ static void a_second_client_takes_over(void **state)
     uint64_t in_got;
 
     vm_start(&one, (struct hello){.key = KEY});
-    uint32_t id = vm_open(&one, (struct want){.argv = SH("read x; echo got $x"), .flags = VM_OPEN_DURABLE});
+    uint32_t id =
+        vm_open(&one, (struct want){.argv = SH("read x; echo got $x"), .flags = VM_OPEN_DURABLE});
     wait_started(&one, id, &r);
     back(&two);
     assert_int_equal(two.helper_pid, one.helper_pid);
@@ -358,7 +368,9 @@ static void endall_ends_sessions_without_a_client(void **state)
     struct buf ask = {0};
 
     vm_start(&durable, (struct hello){.key = KEY});
-    uint32_t id = vm_open(&durable, (struct want){.argv = SH("echo $$ >a; exec sleep 1000"), .flags = VM_OPEN_DURABLE, .marker = "lease-9"});
+    uint32_t id = vm_open(&durable, (struct want){.argv = SH("echo $$ >a; exec sleep 1000"),
+                                                  .flags = VM_OPEN_DURABLE,
+                                                  .marker = "lease-9"});
     wait_started(&durable, id, &r);
     pid_t a = pid_in("a"), daemon = (pid_t)durable.helper_pid;
     cut(&durable);
@@ -387,7 +399,9 @@ static void the_spool_is_bounded(void **state)
     struct got g = {0};
 
     vm_start(&v, (struct hello){.key = KEY});
-    uint32_t id = vm_open(&v, (struct want){.argv = SH("echo $$ >a; exec yes 0123456789abcde"), .flags = VM_OPEN_DURABLE, .no_credit = true});
+    uint32_t id = vm_open(&v, (struct want){.argv = SH("echo $$ >a; exec yes 0123456789abcde"),
+                                            .flags = VM_OPEN_DURABLE,
+                                            .no_credit = true});
     pid_t a = pid_in("a");
     cut(&v);
     /* It fills, and waits. */
@@ -421,7 +435,8 @@ static void lies_in_resume_end_the_session(void **state)
     cleanup_result struct result r = {0};
 
     vm_start(&v, (struct hello){.key = KEY});
-    uint32_t id = vm_open(&v, (struct want){.argv = SH("echo $$ >a; echo hi; exec sleep 1000"), .flags = VM_OPEN_DURABLE});
+    uint32_t id = vm_open(&v, (struct want){.argv = SH("echo $$ >a; echo hi; exec sleep 1000"),
+                                            .flags = VM_OPEN_DURABLE});
     wait_started(&v, id, &r);
     pid_t a = pid_in("a"), daemon = (pid_t)v.helper_pid;
     cut(&v);

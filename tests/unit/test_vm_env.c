@@ -32,7 +32,8 @@ static void profiles_in_their_order(void **state)
     write_home(".bashrc", "export RC=1 ORDER=${ORDER}r\n");
     write_home(".zprofile", "export Z=1 ORDER=${ORDER}z; umask 027; ulimit -n 500; unexported=1\n");
     vm_start(&v, (struct hello){0});
-    expect(&v, login("echo $P$RC$Z $ORDER $unexported.; umask; ulimit -n; env | grep __exedev; :"), "111 prz .\n0027\n500\n");
+    expect(&v, login("echo $P$RC$Z $ORDER $unexported.; umask; ulimit -n; env | grep __exedev; :"),
+           "111 prz .\n0027\n500\n");
     assert_int_equal(vm_close(&v), 0);
 }
 
@@ -62,10 +63,13 @@ static void bash_profile_instead_of_bashrc(void **state)
 static void a_bad_profile_stops_nothing(void **state)
 {
     (void)state;
-    static const char *const bad[] = {
-        "export A=1; exit 3\n", "export A=1; false; if\n", "export A=1; set -eu; false; echo $nothing\n",
-        "export A=1; exec true\n", "export A=1; readonly R=1; R=2; kill -9 $$\n",
-        "export A=1; trap '' EXIT; exit 1\n", "export A=1; return 4\n"};
+    static const char *const bad[] = {"export A=1; exit 3\n",
+                                      "export A=1; false; if\n",
+                                      "export A=1; set -eu; false; echo $nothing\n",
+                                      "export A=1; exec true\n",
+                                      "export A=1; readonly R=1; R=2; kill -9 $$\n",
+                                      "export A=1; trap '' EXIT; exit 1\n",
+                                      "export A=1; return 4\n"};
 
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct vm v;
@@ -150,7 +154,8 @@ static void a_profile_that_changes_profiles(void **state)
     (void)state;
     struct vm v;
 
-    write_home(".profile", "export A=1; date +%N >\"$HOME/.zprofile.new\"; mv \"$HOME/.zprofile.new\" \"$HOME/.zprofile\"\n");
+    write_home(".profile", "export A=1; date +%N >\"$HOME/.zprofile.new\"; mv "
+                           "\"$HOME/.zprofile.new\" \"$HOME/.zprofile\"\n");
     vm_start(&v, (struct hello){0});
     for (int i = 0; i < 3; i++)
         expect(&v, login("echo $A"), "1\n");
@@ -182,7 +187,8 @@ static void without_bash_or_any_shell(void **state)
 {
     (void)state;
     struct vm v;
-    cleanup_free char *bin = home_path("bin"), *sh = home_path("bin/sh"), *path = xstrdup(getenv("PATH"));
+    cleanup_free char *bin = home_path("bin"), *sh = home_path("bin/sh"),
+                      *path = xstrdup(getenv("PATH"));
 
     /* A folder that holds no bash, then one that holds no shell at all. */
     mkdir(bin, 0700);
@@ -198,7 +204,8 @@ static void without_bash_or_any_shell(void **state)
     unlink(sh);
     vm_start(&v, (struct hello){0});
     setenv("PATH", path, 1);
-    expect(&v, (struct want){.argv = ARGS("/bin/echo", "alone"), .flags = VM_OPEN_LOGIN}, "alone\n");
+    expect(&v, (struct want){.argv = ARGS("/bin/echo", "alone"), .flags = VM_OPEN_LOGIN},
+           "alone\n");
     assert_int_equal(vm_close(&v), 0);
 }
 
@@ -206,14 +213,10 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_home, remove_home)
     const struct CMUnitTest tests[] = {
-        TEST(profiles_in_their_order),
-        TEST(bash_profile_instead_of_bashrc),
-        TEST(a_bad_profile_stops_nothing),
-        TEST(what_an_ending_profile_set_is_kept),
-        TEST(a_hanging_profile_holds_nobody_up),
-        TEST(a_change_shows_at_the_next_command),
-        TEST(a_profile_that_changes_profiles),
-        TEST(nvm_only_when_asked),
+        TEST(profiles_in_their_order),           TEST(bash_profile_instead_of_bashrc),
+        TEST(a_bad_profile_stops_nothing),       TEST(what_an_ending_profile_set_is_kept),
+        TEST(a_hanging_profile_holds_nobody_up), TEST(a_change_shows_at_the_next_command),
+        TEST(a_profile_that_changes_profiles),   TEST(nvm_only_when_asked),
         TEST(without_bash_or_any_shell),
     };
 

@@ -12,7 +12,8 @@ static void kill_it(struct vm *v, uint32_t id, struct result *r, uint32_t scope)
 }
 
 /* Beside each tree that is ended runs a command that must not notice. */
-static void check_tree(const char *script, const char *const *files, uint32_t scope, uint32_t signal)
+static void check_tree(const char *script, const char *const *files, uint32_t scope,
+                       uint32_t signal)
 {
     struct vm v;
     cleanup_result struct result r = {0}, other = {0};
@@ -46,43 +47,47 @@ static void a_plain_command(void **state)
 static void children_and_theirs(void **state)
 {
     (void)state;
-    check_tree(PIDS("a") "(sleep 1000 & echo $! >b; wait) & sh -c 'echo $$ >c; sleep 1000; :'", ARGS("a", "b", "c"),
-               VM_KILL_TREE, 0);
+    check_tree(PIDS("a") "(sleep 1000 & echo $! >b; wait) & sh -c 'echo $$ >c; sleep 1000; :'",
+               ARGS("a", "b", "c"), VM_KILL_TREE, 0);
 }
 
 static void double_fork_and_new_session(void **state)
 {
     (void)state;
-    check_tree("(setsid sh -c '(echo $$ >b; exec sleep 1000) & echo $! >c' &) ; " PIDS("a") "sleep 1000; :",
+    check_tree("(setsid sh -c '(echo $$ >b; exec sleep 1000) & echo $! >c' &) ; " PIDS(
+                   "a") "sleep 1000; :",
                ARGS("a", "b", "c"), VM_KILL_TREE, 0);
 }
 
 static void ignores_term(void **state)
 {
     (void)state;
-    check_tree("trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$ >b; while :; do sleep 1; done' & " PIDS(
-                   "a") "while :; do sleep 1; done",
+    check_tree("trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$ >b; while :; do sleep 1; done' "
+               "& " PIDS("a") "while :; do sleep 1; done",
                ARGS("a", "b"), VM_KILL_TREE, SIGKILL);
 }
 
 static void stopped(void **state)
 {
     (void)state;
-    check_tree("sh -c 'echo $$ >b; kill -STOP $$; sleep 1000' & " PIDS("a") "kill -STOP $$; sleep 1000", ARGS("a", "b"),
-               VM_KILL_TREE, SIGTERM);
+    check_tree(
+        "sh -c 'echo $$ >b; kill -STOP $$; sleep 1000' & " PIDS("a") "kill -STOP $$; sleep 1000",
+        ARGS("a", "b"), VM_KILL_TREE, SIGTERM);
 }
 
 static void straight_to_kill(void **state)
 {
     (void)state;
-    check_tree("trap 'exit 0' TERM; " PIDS("a") "while :; do sleep 1; done", ARGS("a"), VM_KILL_NOW, SIGKILL);
+    check_tree("trap 'exit 0' TERM; " PIDS("a") "while :; do sleep 1; done", ARGS("a"), VM_KILL_NOW,
+               SIGKILL);
 }
 
 static void keeps_forking(void **state)
 {
     (void)state;
-    check_tree("trap '' TERM; " PIDS("a") "while :; do (trap '' TERM; sleep 0.05; sleep 0.05) & sleep 0.01; done", ARGS("a"),
-               VM_KILL_TREE, 0);
+    check_tree("trap '' TERM; " PIDS(
+                   "a") "while :; do (trap '' TERM; sleep 0.05; sleep 0.05) & sleep 0.01; done",
+               ARGS("a"), VM_KILL_TREE, 0);
 }
 
 static void term_may_be_answered(void **state)
@@ -92,14 +97,19 @@ static void term_may_be_answered(void **state)
     cleanup_result struct result r = {0};
 
     vm_start(&v, (struct hello){.grace_ms = 20000});
-    uint32_t id = vm_open(&v, (struct want){.argv = SH("trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.05; done")});
+    uint32_t id = vm_open(
+        &v,
+        (struct want){
+            .argv = SH("trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.05; done")});
     wait_text(&v, id, &r, "ready");
     kill_it(&v, id, &r, VM_KILL_TREE);
     assert_string_equal(text(&r), "ready\nbye\n");
     assert_int_equal(r.status, 4);
     result_free(&r);
     /* Another first signal, then KILL while the grace still runs. */
-    id = vm_open(&v, (struct want){.argv = SH("trap 'echo usr' USR1; echo ready; while :; do sleep 0.05; done")});
+    id = vm_open(&v,
+                 (struct want){
+                     .argv = SH("trap 'echo usr' USR1; echo ready; while :; do sleep 0.05; done")});
     wait_text(&v, id, &r, "ready");
     vm_send_u32s(&v, VM_KILL, 0, id, 2, (uint32_t)SIGUSR1, (uint32_t)VM_KILL_TREE);
     wait_text(&v, id, &r, "usr");
@@ -119,7 +129,10 @@ static void background_children_live_on_or_not(void **state)
     assert_int_equal(r.flags, 0);
     pid_t a = pid_in("a");
     result_free(&r);
-    vm_run(&v, (struct want){.argv = SH("setsid sleep 1000 & echo $! >b; echo last"), .flags = VM_OPEN_KILL_BG}, &r);
+    vm_run(&v,
+           (struct want){.argv = SH("setsid sleep 1000 & echo $! >b; echo last"),
+                         .flags = VM_OPEN_KILL_BG},
+           &r);
     assert_int_equal(r.flags, VM_EXIT_CONFIRMED);
     assert_int_equal(r.status, 0);
     assert_string_equal(text(&r), "last\n");
@@ -161,7 +174,9 @@ static void session_ends(enum end how)
     vm_start(&v, (struct hello){0});
     vm_run(&v, (struct want){.argv = SH("setsid sleep 1000 & echo $! >back")}, &r);
     result_free(&r);
-    uint32_t id = vm_open(&v, (struct want){.argv = SH("trap '' TERM HUP; setsid sleep 1000 & echo $! >a; " PIDS("b") "while :; do sleep 1; done")});
+    uint32_t id = vm_open(
+        &v, (struct want){.argv = SH("trap '' TERM HUP; setsid sleep 1000 & echo $! >a; " PIDS(
+                              "b") "while :; do sleep 1; done")});
     wait_started(&v, id, &r);
     pid_t a = pid_in("a"), b = pid_in("b"), back = pid_in("back");
     if (how == END_EOF) {
@@ -182,7 +197,9 @@ static void session_ends(enum end how)
         kill(v.pid, how == END_TERM ? SIGTERM : how == END_HUP ? SIGHUP : SIGKILL);
     }
     int status = vm_reap(&v);
-    assert_int_equal(status, how == END_BROKEN ? VM_EXIT_PROTOCOL : how == END_KILL ? 1000 + SIGKILL : 0);
+    assert_int_equal(status, how == END_BROKEN ? VM_EXIT_PROTOCOL
+                             : how == END_KILL ? 1000 + SIGKILL
+                                               : 0);
     if (how == END_KILL) {
         /* Nobody is left to look for the rest; the command itself goes by its death signal. */
         assert_true(gone(b));
@@ -218,11 +235,16 @@ static void endall_finds_every_session(void **state)
 
     vm_start(&one, (struct hello){0});
     vm_start(&two, (struct hello){0});
-    vm_run(&one, (struct want){.argv = SH("setsid sleep 1000 & echo $! >a"), .marker = "lease-1"}, &r);
+    vm_run(&one, (struct want){.argv = SH("setsid sleep 1000 & echo $! >a"), .marker = "lease-1"},
+           &r);
     result_free(&r);
-    uint32_t front = vm_open(&one, (struct want){.argv = SH(PIDS("b") "sleep 1000; :"), .marker = "lease-1"});
-    uint32_t theirs = vm_open(&two, (struct want){.argv = SH(PIDS("c") "trap '' TERM; while :; do sleep 1; done"), .marker = "lease-1"});
-    uint32_t not = vm_open(&two, (struct want){.argv = SH(PIDS("d") "exec sleep 1000"), .marker = "lease-10"});
+    uint32_t front =
+        vm_open(&one, (struct want){.argv = SH(PIDS("b") "sleep 1000; :"), .marker = "lease-1"});
+    uint32_t theirs =
+        vm_open(&two, (struct want){.argv = SH(PIDS("c") "trap '' TERM; while :; do sleep 1; done"),
+                                    .marker = "lease-1"});
+    uint32_t not =
+        vm_open(&two, (struct want){.argv = SH(PIDS("d") "exec sleep 1000"), .marker = "lease-10"});
     wait_started(&one, front, &r);
     wait_started(&two, theirs, &other);
     wait_started(&two, not, &kept);

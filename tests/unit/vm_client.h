@@ -96,7 +96,17 @@ static UNUSED void write_home(const char *name, const char *text)
     assert_int_equal(fclose(f), 0);
 }
 
-static UNUSED void vm_send(struct vm *v, uint8_t type, uint8_t channel, uint32_t stream, const void *p, size_t n)
+static UNUSED char *filled(size_t n)
+{
+    char *s = xmalloc(n + 1);
+
+    memset(s, 'x', n);
+    s[n] = 0;
+    return s;
+}
+
+static UNUSED void vm_send(struct vm *v, uint8_t type, uint8_t channel, uint32_t stream,
+                           const void *p, size_t n)
 {
     struct buf b = {0};
 
@@ -110,7 +120,8 @@ static UNUSED void vm_send(struct vm *v, uint8_t type, uint8_t channel, uint32_t
     buf_free(&b);
 }
 
-static UNUSED void vm_send_u32s(struct vm *v, uint8_t type, uint8_t channel, uint32_t stream, int n, ...)
+static UNUSED void vm_send_u32s(struct vm *v, uint8_t type, uint8_t channel, uint32_t stream, int n,
+                                ...)
 {
     struct buf b = {0};
     va_list ap;
@@ -428,28 +439,29 @@ static UNUSED void wait_text(struct vm *v, uint32_t id, struct result *r, const 
     got_free(&g);
 }
 
-/* Waits until the process is gone or a zombie. */
+/* A zombie does not count: whoever has to reap it may be slow. */
+static UNUSED bool alive(pid_t pid)
+{
+    cleanup_free char *path = xasprintf("/proc/%d/stat", (int)pid);
+    cleanup_buf struct buf b = {0};
+
+    if (!io_read_file(path, 4096, &b, NULL))
+        return false;
+    const char *paren = strrchr(b.data, ')');
+    return paren && paren[2] != 'Z' && paren[2] != 'X';
+}
+
+/* Waits until it is. */
 static UNUSED bool gone(pid_t pid)
 {
     struct deadline d = deadline_in(PATIENCE_MS);
-    cleanup_free char *path = xasprintf("/proc/%d/stat", (int)pid);
 
-    for (;;) {
-        cleanup_buf struct buf b = {0};
-        if (!io_read_file(path, 4096, &b, NULL))
-            return true;
-        const char *paren = strrchr(b.data, ')');
-        if (paren && (paren[2] == 'Z' || paren[2] == 'X'))
-            return true;
+    while (alive(pid)) {
         if (deadline_passed(d))
             return false;
         deadline_sleep(d, 10);
     }
-}
-
-static UNUSED bool alive(pid_t pid)
-{
-    return kill(pid, 0) == 0;
+    return true;
 }
 
 /* A file of the test's home that holds a pid, once a command has written it. */

@@ -20,8 +20,11 @@ lint() {
     for f in $(git ls-files '*.mjs' '*.js'); do node --check "$f"; done
     say "docs/capabilities.md"
     node tools/gen_capabilities.mjs --check
+    say "docs/settings.md"
+    tools/gen_config.py page src/schema/config.json | diff docs/settings.md - ||
+        die "docs/settings.md is old: tools/gen_config.py page src/schema/config.json >docs/settings.md"
     say "manual pages"
-    if [ -d build/man ]; then mandoc -T lint -W warning build/man/*.1; fi
+    if [ -d build/man ]; then mandoc -T lint -W warning build/man/*.[17]; fi
 }
 
 if [ "${cmd:-}" = lint ]; then
