@@ -1,8 +1,8 @@
 // The picture of latency.mjs: bars on a logarithmic scale, plain SVG that reads on light and dark pages.
-const series = [["ours", "exedev", "#2f81f7"], ["mux", "ssh -S", "#8b949e"], ["fresh", "a new ssh", "#d29922"]];
+const series = [["ours", "exedev", "#2f81f7"], ["bare", "bare mux session", "#57ab5a"], ["mux", "ssh -S", "#8b949e"], ["fresh", "a new ssh", "#d29922"]];
 
 export function chart(rows) {
-  const width = 720, left = 110, right = 90, bar = 18, gap = 26, top = 56;
+  const width = 720, left = 110, right = 150, bar = 18, gap = 26, top = 56;
   const values = rows.flatMap((r) => series.map(([key]) => r[key]));
   const low = 10 ** Math.floor(Math.log10(Math.min(...values))), high = 10 ** Math.ceil(Math.log10(Math.max(...values)));
   const x = (v) => left + (Math.log10(v / low) / Math.log10(high / low)) * (width - left - right);

@@ -1,5 +1,5 @@
 // Commands: latency near and far, many at once, output and input, memory and CPU; beside a new ssh per command and
-// beside ssh -S, taking turns in one run. ./dev bench latency [--quick] [--write: docs/bench.md and docs/bench.svg]
+// beside ssh -S and a bare session of its protocol, taking turns in one run. ./dev bench latency [--quick] [--write: docs/bench.md and docs/bench.svg]
 import { spawn, spawnSync } from "node:child_process";
 import { readFileSync, readdirSync, writeFileSync, existsSync } from "node:fs";
 import { createServer } from "node:net";
@@ -68,6 +68,7 @@ async function road(rtt) {
   const link = talk("bench-link", [host, String(port), vm.ssh_user ?? "exedev", lobby.key]);
   await link.next();
   for (let i = 0; i < 100 && !existsSync(control); i++) await new Promise((r) => setTimeout(r, 50));
+  const bare = talk("bench-mux", [control]);
   const run = (how, ...command) => {
     const start = ms();
     const r = spawnSync("ssh", [...args(...how), ...command], { stdio: ["ignore", "ignore", "ignore"] });
@@ -75,11 +76,12 @@ async function road(rtt) {
     return ms() - start;
   };
   return {
-    rtt, link, args, control, master,
+    rtt, link, bare, args, control, master,
     fresh: (...command) => run([], ...command),
     mux: (...command) => run(["-S", control], ...command),
     async close() {
       await link.stop();
+      await bare.stop();
       master.kill();
       await once(master, "exit");
       if (relay) await relay.stop();
@@ -88,15 +90,16 @@ async function road(rtt) {
 }
 
 async function latency(r) {
-  const ours = [], mux = [], fresh = [];
+  const ours = [], bare = [], mux = [], fresh = [];
   await r.link.ask("run 20");
   for (let i = 0; i < rounds; i++) {
     ours.push(...(await r.link.ask(`run ${r.rtt ? 5 : 20}`)).map((us) => us / 1000));
+    bare.push(...(await r.bare.ask("run 3")).map((us) => us / 1000));
     mux.push(r.mux("true"));
     if (!r.rtt || i % 3 === 0) fresh.push(r.fresh("true"));
   }
   ours.sort((a, b) => a - b);
-  return { rtt: r.rtt, ours: median(ours), p95: ours[Math.floor(ours.length * 0.95)], mux: median(mux), fresh: median(fresh) };
+  return { rtt: r.rtt, ours: median(ours), p95: ours[Math.floor(ours.length * 0.95)], bare: median(bare), mux: median(mux), fresh: median(fresh) };
 }
 
 async function atOnce(command, n) {
@@ -187,8 +190,8 @@ try {
     roads.pop();
   }
   const tables = [
-    table(["`true`, median ms at round trip", "exedev", "(95th of 100)", "ssh -S", "ssh"],
-      latencies.map((l) => [`${l.rtt} ms`, f(l.ours), f(l.p95), f(l.mux, 1), f(l.fresh, 0)])),
+    table(["`true`, median ms at round trip", "exedev", "(95th of 100)", "bare mux session", "ssh -S", "ssh"],
+      latencies.map((l) => [`${l.rtt} ms`, f(l.ours), f(l.p95), f(l.bare), f(l.mux, 1), f(l.fresh, 0)])),
     table(["that many `true` at once, ms for all", "exedev", "ssh -S", "ssh"], more.crowd),
     table(["", "exedev", "ssh -S", "ssh"], more),
   ].join("\n\n");
@@ -200,7 +203,8 @@ try {
 
 Written by \`./dev bench latency --write\`. A lobby VM on the same machine (${cpus().length} x ${cpus()[0].model}, ${ssh}), reached over
 loopback, or through a relay that delays every byte. One ssh connection per command, \`ssh -S\` on a standing master, and
-exedev take turns in the same run; medians.
+exedev take turns in the same run; medians. "Bare mux session" asks the standing master in its own protocol, without
+starting an ssh for it: the least a command can cost over OpenSSH's connection sharing.
 
 ![Latency of a command](bench.svg)
 
