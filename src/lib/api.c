@@ -33,7 +33,7 @@ struct api *api_new(const struct config *c, struct error *err)
     }
     struct api *a = xcalloc(1, sizeof *a);
     a->http = http_get(c);
-    a->breaker = breaker_get(c->api_url);
+    a->breaker = breaker_get(c);
     return a;
 }
 
@@ -97,13 +97,16 @@ static bool post(const struct call *c, struct deadline d, struct api_answer *out
     if (!breaker_enter(c->api->breaker, d, &trial_failed, &why) || trial_failed) {
         if (!trial_failed)
             out->fault = API_STOPPED; /* no use trying again before the deadline */
+        error_prefix(&why, "exe.dev command `%s` was not sent", c->shown);
         error_move(err, &why);
         return false;
     }
     http_post(c->api->http, c->line, c->fresh, d, out);
     if (!answered_well(out))
         api_explain(out, http_url(c->api->http), c->word, c->shown, c->more, c->more_n, &why);
-    breaker_leave(c->api->breaker, news_of(out), &why);
+    cleanup_free char *reason =
+        out->fault == API_ANSWERED ? xasprintf("HTTP status %d", out->status) : redact(out->why);
+    breaker_leave(c->api->breaker, news_of(out), reason);
     if (!why.code)
         return true;
     error_move(err, &why);

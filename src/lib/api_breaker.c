@@ -9,37 +9,51 @@
 
 #define TRIP 5             /* failures in a row that open it */
 #define OPEN_FIRST_MS 1000 /* doubled at each failed trial */
-#define OPEN_MOST_MS 30000
+#define OPEN_MOST_MS 10000
 
-/* One per URL, for the life of the process: there are few. While it is open one caller at a time is
+/* One per way, for the life of the process: there are few. While it is open one caller at a time is
  * let through as a trial; who waits shares the trial's fate. */
 struct breaker {
-    char *url;
+    char *way;
     int failures;
     bool open, trial;
     int64_t until, step;
     unsigned failed_trials;
-    struct error last;
+    char *reason;
     struct breaker *next;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct breaker *all;
 
-struct breaker *breaker_get(const char *url)
+struct breaker *breaker_get(const struct config *c)
 {
+    cleanup_free char *way =
+        xasprintf("%s\n%s\n%s", c->api_url, c->https_proxy ? c->https_proxy : "",
+                  c->ca_file ? c->ca_file : "");
+
     pthread_mutex_lock(&lock);
     struct breaker *b = all;
-    while (b && strcmp(b->url, url) != 0)
+    while (b && strcmp(b->way, way) != 0)
         b = b->next;
     if (!b) {
         b = xcalloc(1, sizeof *b);
-        b->url = xstrdup(url);
+        b->way = steal_ptr(way);
         b->next = all;
         all = b;
     }
     pthread_mutex_unlock(&lock);
     return b;
+}
+
+/* Lock held. */
+static void refuse(const struct breaker *b, struct error *err)
+{
+    error_set(
+        err, ERR_UNAVAILABLE,
+        "service unavailable: %d calls in a row have failed (the last: %s), so that no more are "
+        "made for a moment",
+        b->failures, b->reason);
 }
 
 bool breaker_enter(struct breaker *b, struct deadline d, bool *trial_failed, struct error *err)
@@ -52,7 +66,7 @@ bool breaker_enter(struct breaker *b, struct deadline d, bool *trial_failed, str
             break;
         if (b->failed_trials != seen) {
             *trial_failed = true;
-            error_copy(err, &b->last);
+            refuse(b, err);
             break;
         }
         if (!b->trial && now_ms() >= b->until) {
@@ -61,12 +75,7 @@ bool breaker_enter(struct breaker *b, struct deadline d, bool *trial_failed, str
         }
         bool hopeless = !b->trial && b->until > d.at_ms;
         if (hopeless || deadline_passed(d) || api_cancelled()) {
-            error_copy(err, &b->last);
-            error_prefix(
-                err,
-                "service unavailable, %d calls in a row failed and no more are made for the "
-                "moment; the last",
-                b->failures);
+            refuse(b, err);
             pthread_mutex_unlock(&lock);
             return false;
         }
@@ -78,7 +87,7 @@ bool breaker_enter(struct breaker *b, struct deadline d, bool *trial_failed, str
     return true;
 }
 
-void breaker_leave(struct breaker *b, enum breaker_news news, const struct error *err)
+void breaker_leave(struct breaker *b, enum breaker_news news, const char *reason)
 {
     unsigned short jitter;
 
@@ -90,7 +99,8 @@ void breaker_leave(struct breaker *b, enum breaker_news news, const struct error
     } else if (news == BREAKER_NOTHING) {
         b->trial = false;
     } else {
-        error_copy(&b->last, err);
+        free(b->reason);
+        b->reason = xstrdup(reason);
         b->failures++;
         /* Calls that were under way when it opened say nothing new. */
         if (was_trial || (!b->open && b->failures >= TRIP)) {

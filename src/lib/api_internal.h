@@ -44,14 +44,16 @@ bool api_cancelled(void);
 /* Sleeps until ms have passed, d, or api_cancel_all; false when cancelled. */
 bool api_sleep(struct deadline d, int64_t ms);
 
-/* The breaker of one URL: false when it is open and will not close before d; *trial_failed:
- * somebody else's attempt failed while we waited, count it as ours. */
+/* The breaker of one way to one URL (proxy and CA are part of it: a bad proxy says nothing about
+ * the service). False when it is open and will not close before d, with ERR_UNAVAILABLE that says
+ * why; *trial_failed: somebody else's attempt failed while we waited, count it as ours (err is set
+ * too). */
 struct breaker;
-struct breaker *breaker_get(const char *url);
+struct breaker *breaker_get(const struct config *c);
 bool breaker_enter(struct breaker *b, struct deadline d, bool *trial_failed, struct error *err);
-/* What came of it: service well, failing (err says how), or nothing learnt about the service. */
+/* What came of it: service well, failing (reason says how), or nothing learnt about the service. */
 enum breaker_news { BREAKER_WELL, BREAKER_FAILING, BREAKER_NOTHING };
-void breaker_leave(struct breaker *b, enum breaker_news news, const struct error *err);
+void breaker_leave(struct breaker *b, enum breaker_news news, const char *reason);
 
 /* How a failed answer is told: code, message with advice. `shown` is the redacted command line,
  * `word` its first word ("new", "ssh-key list"). more[n]: this call's own secrets. */
