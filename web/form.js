@@ -30,7 +30,7 @@ function h(tag, props, ...children) {
 const button = (text, label, onclick) =>
   h('button', { type: 'button', class: 'jsf-button', 'aria-label': label !== text && label, onclick }, text);
 
-// Local references and allOf are put in place; what is no object (true) allows anything.
+// Local references and allOf are put in place; no object (true) allows anything.
 function resolve(schema, root, depth = 0) {
   if (!isObject(schema)) return {};
   if (depth > 16) return { description: schema.description };
@@ -65,7 +65,7 @@ function typeOf(schema) {
     schema.format === 'secret-ref' ? 'string' : undefined);
 }
 
-// One value of the form. `key` is the place in the parent: a property name or an index.
+// One value of the form. `key` is its place in the parent: a name or an index.
 class Field {
   constructor(form, schema, parent, key, required, label) {
     Object.assign(this, { form, schema, parent, key, required, touched: false, error: '', warning: '' });
@@ -101,7 +101,6 @@ class Field {
         extra, this.errorEl, this.warnEl, this.noteEl);
       if (this.required) control.setAttribute('aria-required', 'true');
     }
-    this.el.dataset.kind = this.constructor.name;
     this.describe();
     return this.el;
   }
@@ -183,7 +182,7 @@ class Text extends Field {
         `it must match ${s.pattern}`}`;
     }
     if ((s.format === 'uri' || s.format === 'url') && !URL.canParse(v)) {
-      return `“${v}” is no complete address: write it like https://example.com/path.`;
+      return `“${v}” is no complete address: write it like https://example.com/.`;
     }
     return '';
   }
@@ -206,7 +205,7 @@ class Num extends Text {
   check(v) {
     const s = this.schema;
     if (typeof v !== 'number') return `“${v}” is no number: write digits, such as ${s.minimum ?? 4}.`;
-    if (typeOf(s) === 'integer' && !Number.isInteger(v)) return `${v} is no whole number: leave out what is after the point.`;
+    if (typeOf(s) === 'integer' && !Number.isInteger(v)) return `${v} is no whole number: leave out the fraction.`;
     if (Number.isInteger(v) && !Number.isSafeInteger(v)) return `${v} is too large to be kept exactly: use a smaller number.`;
     if (v < s.minimum) return `Too small: it must be ${s.minimum} or more.`;
     if (v <= s.exclusiveMinimum) return `Too small: it must be more than ${s.exclusiveMinimum}.`;
@@ -223,7 +222,7 @@ class Num extends Text {
   }
 }
 
-// A secret: masked, never cut; one that is stored elsewhere is only known to be there.
+// Masked, never cut; one that is stored elsewhere is only known to be there.
 class Secret extends Text {
   build(value) {
     const s = this.schema, many = s.maxLength > 200;
@@ -243,11 +242,14 @@ class Secret extends Text {
         onchange: () => { this.take(file.files[0]); file.value = ''; } });
       tools.append(button('Choose file…', `Choose file… for ${this.label}`, () => file.click()), file);
       this.input.addEventListener('dragover', (e) => e.preventDefault());
-      this.input.addEventListener('drop', (e) => {
-        if (!e.dataTransfer.files.length) return;
-        e.preventDefault();
-        this.take(e.dataTransfer.files[0]);
-      });
+      for (const what of ['drop', 'paste']) {
+        this.input.addEventListener(what, (e) => {
+          const dropped = (e.dataTransfer || e.clipboardData).files[0];
+          if (!dropped) return;
+          e.preventDefault();
+          this.take(dropped);
+        });
+      }
     }
     this.keep = this.stored && button('Keep the stored one', `Keep the stored one: ${this.label}`, () => this.enter('stored'));
     if (this.keep) tools.append(this.keep);

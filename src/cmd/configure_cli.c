@@ -197,6 +197,22 @@ static bool ask_field(struct configfile *cf, const char *name, const struct conf
     }
 }
 
+static void tell_unknown(const struct configfile *cf, const char *name)
+{
+    cleanup_buf struct buf keys = {0};
+    const char *key;
+    json_t *value;
+
+    json_object_foreach (json_object_get(cf->environments, name), key, value) {
+        if (config_field_find(key))
+            continue;
+        buf_puts(&keys, keys.len ? ", " : "");
+        text_visible(&keys, key, strlen(key), 60);
+    }
+    if (keys.len)
+        printf("Settings that this exedev does not know, kept as they are: %s\n", keys.data);
+}
+
 static bool ask_rest(struct configfile *cf, const char *name, struct error *err)
 {
     const struct config_field *f = config_fields;
@@ -344,6 +360,7 @@ int configure_cli(struct configfile *cf, const char *environment)
     if (!name)
         return cmd_fail_err(&err);
     printf("Environment: %s\n", name);
+    tell_unknown(cf, name);
     if (!ask_token(cf, name, &err) || !ask_key(cf, name, &err) || !ask_rest(cf, name, &err))
         return cmd_fail_err(&err);
     int errors = validate(cf, name);

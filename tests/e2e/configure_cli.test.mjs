@@ -104,10 +104,11 @@ test('a token longer than a terminal line arrives whole', async () => {
 });
 
 test('the rest on demand, group by group; a bad value is told and asked again', async () => {
-  await home.put('config.json', { version: 1, environments: { work: { memory: '8GB' } } });
+  await home.put('config.json', { version: 1, environments: { work: { memory: '8GB', novel: 1 } } });
   await writeFile(join(home.home, 'setup.sh'), 'echo one\necho two\n');
   terminal = openTerminal(['configure', '--cli']);
   await terminal.see(/Environment: work/);
+  await terminal.see(/does not know, kept as they are: novel/);
   await terminal.answer(/Token .*: /, 'exe1.x');
   await terminal.answer(/Key file.*: /, '');
   await terminal.answer(/other settings\? \[y\/N\] /, 'y');
@@ -128,7 +129,7 @@ test('the rest on demand, group by group; a bad value is told and asked again', 
   await terminal.answer(/API \+ runtime\? \[y\/N\] /, 'n');
   await terminal.answer(/Save.*\? \[/, 'y');
   await terminal.see(/Saved to/);
-  assert.deepEqual((await home.config()).environments.work, { cpu: 6, setupScript: 'echo one\necho two\n', tags: ['a', 'b'] });
+  assert.deepEqual((await home.config()).environments.work, { novel: 1, cpu: 6, setupScript: 'echo one\necho two\n', tags: ['a', 'b'] });
 });
 
 test('errors are shown before saving, and saving has to be asked for', async () => {

@@ -5,7 +5,7 @@ import { execFileSync } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { assertAccessible, openBrowser, shot } from './web_browser.mjs';
-import { newHome, startForm, startLobby } from './configure_form.mjs';
+import { newHome, runExedev, startForm, startLobby } from './configure_form.mjs';
 
 let browser, page, home, form, lobby;
 
@@ -77,6 +77,26 @@ test('a page that is closed during a test cancels it', async () => {
   for (let i = 0; i < 400 && (await vms()).length; i++) await new Promise((r) => setTimeout(r, 50));
   assert.deepEqual(await vms(), []);
   page = await browser.context.newPage();
+});
+
+test('the program ends a test it is told to end under, and leaves no VM', async () => {
+  await open({}, '--fault', 'boot:delay=60000');
+  await button('Test connection').click();
+  for (let i = 0; i < 200 && !(await vms()).length; i++) await new Promise((r) => setTimeout(r, 50));
+  assert.equal((await vms()).length, 1);
+  form.child.kill('SIGTERM');
+  assert.deepEqual(await form.ended, { code: 0, signal: null });
+  assert.deepEqual(await vms(), []);
+});
+
+test('a VM that this machine made is listed with its age', async () => {
+  await open({});
+  const run = await runExedev(home.home, ['run', '--keep', '--name', 'kept-vm', '--no-push', '--no-pull', '--', 'true']);
+  assert.equal(run.code, 0, run.stderr);
+  await button('List them').click();
+  const row = page.getByRole('row', { name: /kept-vm/ });
+  await row.waitFor();
+  assert.match(await row.textContent(), /\d+ (second|minute)s?/);
 });
 
 test('our VMs are listed with their age and deleted one by one; others are left alone', async () => {

@@ -123,6 +123,26 @@ test('free keys: names are checked, twins refused, nothing dropped silently', as
   assert.deepEqual((await value()).env, { A: '1', C: '2' });
 });
 
+test('fixed and free keys in one object, at the root and below', async () => {
+  const mixed = { type: 'object', properties: { a: { type: 'string' } }, additionalProperties: { type: 'integer' } };
+  await load({ ...mixed, properties: { ...mixed.properties, x: mixed } }, { a: 's', n: 1, x: { a: 't', m: 2 } });
+  assert.deepEqual(await value(), { a: 's', n: 1, x: { a: 't', m: 2 } });
+  await page.getByLabel('Value 1').first().fill('2.5');
+  assert.deepEqual(Object.keys(await problems()), ['/x/m']);
+});
+
+test('examples are suggestions, a constant is shown or can be chosen', async () => {
+  await load(one({ type: 'string', examples: ['one', 'two'] }));
+  const list = await page.getByLabel('X').getAttribute('list');
+  assert.deepEqual(await page.locator(`#${list} option`).evaluateAll((o) => o.map((e) => e.value)), ['one', 'two']);
+  await load(one({ const: 7 }));
+  assert.deepEqual(await value(), {});
+  await page.getByLabel('X: 7').check();
+  assert.deepEqual(await value(), { x: 7 });
+  await load(one({ const: 7 }, { required: ['x'] }));
+  assert.deepEqual(await value(), { x: 7 });
+});
+
 test('a nested group is left out when empty and owes its required fields when not', async () => {
   await load(one({ type: 'object', title: 'Proxy', required: ['host'], properties: { host: { type: 'string' }, port: { type: 'integer' } } }));
   assert.deepEqual(await value(), {});
@@ -211,6 +231,14 @@ test('a long secret is a masked monospaced box that takes a dropped key file and
   }, key);
   await page.waitForFunction(() => document.querySelector('textarea.jsf-secret').value !== '');
   assert.equal((await value()).sshPrivateKey, key);
+  await box.fill('');
+  await box.evaluate((el, text) => {
+    const data = new DataTransfer();
+    data.items.add(new File([text], 'id_ed25519'));
+    el.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true }));
+  }, key);
+  await page.waitForFunction(() => document.querySelector('textarea.jsf-secret').value !== '');
+  assert.equal((await value()).sshPrivateKey, key, 'a pasted file');
   assert.equal(await box.evaluate((e) => getComputedStyle(e).webkitTextSecurity), 'disc');
   await page.getByRole('button', { name: 'Show SSH private key' }).click();
   assert.equal(await box.evaluate((e) => getComputedStyle(e).webkitTextSecurity), 'none');
