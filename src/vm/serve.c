@@ -113,6 +113,7 @@ void session_init(struct session *s)
     s->sigfd = signals();
     s->sig_src.fn = on_signal;
     watch(s, s->sigfd, &s->sig_src, EPOLLIN);
+    raise_file_limit();
     io_random(random, sizeof random);
     io_hex(random, sizeof random, s->id);
     s->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);

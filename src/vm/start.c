@@ -17,6 +17,21 @@
 
 extern char **environ;
 
+/* A session of thousands of streams needs more descriptors than the usual soft limit; its commands
+ * get the limit that was there. */
+static struct rlimit files_before;
+
+void raise_file_limit(void)
+{
+    struct rlimit all;
+
+    if (getrlimit(RLIMIT_NOFILE, &files_before) < 0)
+        return;
+    all = files_before;
+    all.rlim_cur = all.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &all);
+}
+
 struct child {
     struct launch *l;
     const char *path; /* PATH */
@@ -54,6 +69,8 @@ static bool prepare(struct child *c)
             return false;
         }
     }
+    if (files_before.rlim_cur)
+        setrlimit(RLIMIT_NOFILE, &files_before);
     if (l->tty)
         ioctl(0, TIOCSCTTY, 0);
     if ((l->cwd_fd >= 0 ? fchdir(l->cwd_fd) : chdir(l->cwd)) < 0) {
@@ -102,8 +119,8 @@ static int child_main(void *arg)
         c->candidate[n] = '/';
         strcpy(c->candidate + n + (n > 0), l->file); /* an empty part is the current folder */
         try_exec(l, c->candidate);
-        if (errno == EACCES)
-            denied = true;
+        if (errno == EACCES) /* the file, not a folder of PATH that is somebody else's */
+            denied |= access(c->candidate, F_OK) == 0;
         else if (errno != ENOENT && errno != ENOTDIR && errno != ESTALE && errno != ENAMETOOLONG &&
                  errno != ELOOP)
             break;

@@ -271,6 +271,7 @@ struct launch {
 };
 /* The pid, or -1 with err set. */
 pid_t launch(struct launch *l);
+void raise_file_limit(void);
 
 /* kill.c */
 void kill_start(struct session *s, struct killjob *job, int sig, bool now);

@@ -1,6 +1,8 @@
 /* exedev-vm: commands, credit, stdin, terminals, the heartbeat. */
 #include "vm_client.h"
 
+#include <sys/resource.h>
+
 static void greets_first(void **state)
 {
     (void)state;
@@ -338,10 +340,17 @@ static void many_at_once(void **state)
     struct vm v;
     struct got g = {0};
     unsigned ended = 0;
+    struct rlimit before, few = {100, 4096};
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    few.rlim_max = before.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &few); /* what a session starts with is less than it needs */
 
     vm_start(&v, (struct hello){0});
+    setrlimit(RLIMIT_NOFILE, &before);
     for (int i = 0; i < 200; i++)
-        vm_open(&v, (struct want){.argv = SH("sleep 0.1; exit 5"), .flags = VM_OPEN_NO_STDIN});
+        vm_open(&v, (struct want){.argv = SH("sleep 0.1; test $(ulimit -n) = 100 && exit 5"),
+                                  .flags = VM_OPEN_NO_STDIN});
     while (ended < 200) {
         assert_true(vm_recv(&v, &g, PATIENCE_MS));
         struct cursor c = {.p = (unsigned char *)g.data.data, .left = g.data.len};
