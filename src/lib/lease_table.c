@@ -245,7 +245,7 @@ static struct link *make_link(const struct config *cfg, const char *id, const st
         .keep_alive_seconds = (int)cfg->keep_alive_seconds,
         .heartbeat_ms = (int)(cfg->heartbeat_seconds * 1000),
         .dead_ms = (int)(cfg->heartbeat_seconds * 3000),
-        .kill_grace_ms = (int)cfg->kill_grace_ms,
+        .kill_grace_ms = cfg->kill_grace_ms ? (int)cfg->kill_grace_ms : 1, /* 0 is the link's default */
         .pace_burst = (int)cfg->connections_per_ten_seconds,
         .marker = id,
         .durable = cfg->durable_commands,

@@ -225,6 +225,8 @@ static void only_the_exact_pair_counts(void **state)
     assert_null(open_on(vm, &other, "r3", cat, &err)); /* nor is the route used again */
     error_clear(&err);
     assert_int_equal(h.got.len, 0);
+    AWAIT(&h, h.gone == 1);
+    AWAIT(&other, other.gone == 2);
 }
 
 static void a_close_before_the_open_wins(void **state)
@@ -289,6 +291,7 @@ static void a_broken_link_is_no_exit(void **state)
     assert_true(h.transport_closed);
     assert_int_equal(h.code, -1);
     close_route("r6", session);
+    AWAIT(&h, h.gone == 1);
     link_close(l);
     link_unref(l);
 }
@@ -310,6 +313,7 @@ static void a_program_that_does_not_read_fills_only_its_own_queue(void **state)
     assert_true(written < 5 && refused < 5);
     close_route("r7", session);
     AWAIT(&h, h.written + h.refused == 5); /* each write got its answer */
+    AWAIT(&h, h.gone == 1);
 }
 
 static void a_login_runs_in_a_fresh_home(void **state)
@@ -376,6 +380,7 @@ static void a_login_runs_in_a_fresh_home(void **state)
     assert_null(strstr(h.got.data, "hunter2"));
     assert_int_equal(stat(home, &st), 0); /* the host reads what the login left */
     close_route("l1", session);
+    AWAIT(&h, h.gone == 1);
     assert_int_equal(stat(home, &st), -1);
     buf_free(&h.got);
     /* One that exists is somebody's: refused, and left alone. */
