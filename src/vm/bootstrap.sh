@@ -2,7 +2,6 @@
 # What exedev has the VM's shell run, PROTOCOL.vm section 6. Joined into one line at build time, so that
 # csh takes it; no single quote, so that it can stand in one; no backslash, which fish reads inside
 # single quotes. Every line ends where a space may follow.
-umask 077;
 b=@BUILD@;
 n=exedev-vm-$b;
 k=@KEY@;
@@ -18,6 +17,9 @@ r=; [ -z "$XDG_RUNTIME_DIR" ] || r="$XDG_RUNTIME_DIR/exedev";
 go "$c"; go "$r";
 t="/tmp/exedev-$(id -u)";
 go "$t";
+# The commands are to have the login's own mask.
+u=$(umask);
+umask 077;
 # An empty file is a script that succeeds, wherever files may be executed.
 ok() {
   [ -n "$1" ] || return 1;
@@ -44,5 +46,5 @@ g=$(wc -c < "$p") || g=0;
 chmod 700 "$p";
 [ "$("$p" --build 2>/dev/null)" = "$b" ] || { rm -f "$p"; f "the helper does not run in $d"; };
 find "$d" -name "exedev-vm-*" -mtime +30 -exec rm -f {} + 2>/dev/null;
-mv -f "$p" "$d/$n" && exec "$d/$n" serve $k;
+mv -f "$p" "$d/$n" && umask "$u" && exec "$d/$n" serve $k;
 f "cannot put the helper at $d/$n"

@@ -3,7 +3,7 @@ import { test, before, after } from 'node:test';
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { environment, exedev, newHome } from './configure_form.mjs';
 import { build, startLobby, token, until } from './worker_lib.mjs';
@@ -57,6 +57,54 @@ test('exec: eight megabytes of any bytes there and back', async () => {
 test('exec: stdin that is not read holds up nothing', async () => {
   const r = await cli(['exec', 'cli-vm', '--', 'sh', '-c', 'exit 7'], { input: Buffer.alloc(50 << 20) });
   assert.equal(r.code, 7, r.stderr);
+});
+
+test("exec: files are made with the login's own umask, whether the helper was there or not", async () => {
+  await lobby.exec('new --name=cli-fresh');
+  for (const when of ['uploaded', 'found'])
+    assert.equal((await cli(['exec', 'cli-fresh', 'sh', '-c', 'umask'])).stdout, '0022\n', when);
+  await lobby.exec('rm cli-fresh');
+});
+
+test('run: the folder goes there, what changed comes back, the VM goes, the status is the command\'s', async () => {
+  const folder = join(home.home, 'project');
+  mkdirSync(join(folder, 'sub'), { recursive: true });
+  writeFileSync(join(folder, 'in.txt'), 'text\n');
+  writeFileSync(join(folder, 'sub/left.out'), 'x');
+  const r = await cli(['run', '-x', '*.out', '-e', 'WORD=up', '--', 'sh', '-c', 'test ! -e sub/left.out && tr a-z A-Z <in.txt >sub/$WORD.txt && exit 6'], { cwd: folder });
+  assert.equal(r.code, 6, r.stderr);
+  assert.equal(readFileSync(join(folder, 'sub/up.txt'), 'utf8'), 'TEXT\n');
+  assert.equal(readFileSync(join(folder, 'sub/left.out'), 'utf8'), 'x');
+  assert.match(r.stderr, /create/);
+  assert.deepEqual((await lobby.vms()).filter((v) => v.includes('-run-')), []);
+});
+
+test('run: a failed start, a cut connection, Ctrl-C: no VM is left', async () => {
+  const folder = join(home.home, 'small');
+  mkdirSync(folder, { recursive: true });
+  const left = async () => (await lobby.vms()).filter((v) => v.includes('-run-'));
+  assert.equal((await cli(['run', 'no-such-program'], { cwd: folder })).code, 127);
+  assert.deepEqual(await left(), []);
+  const cut = cli(['run', '--', 'sh', '-c', 'echo ready; sleep 100'], { cwd: folder, stdin: 'ignore' });
+  await until(() => cut.text().includes('ready'), 'ready');
+  const ssh = spawnSync('pgrep', ['-P', String(cut.child.pid), '-x', 'ssh']).stdout.toString().trim();
+  assert.ok(ssh);
+  process.kill(Number(ssh), 'SIGKILL');
+  const end = await cut;
+  assert.equal(end.code, 255, end.stderr);
+  assert.deepEqual(await left(), []);
+  const stopped = cli(['run', '--', 'sh', '-c', 'echo ready; sleep 100'], { cwd: folder, stdin: 'ignore' });
+  await until(() => stopped.text().includes('ready'), 'ready');
+  stopped.child.kill('SIGINT');
+  assert.equal((await stopped).code, 130);
+  assert.deepEqual(await left(), []);
+});
+
+test('run: a home folder or a file system is not copied by mistake', async () => {
+  const r = await cli(['run', 'true'], { cwd: home.home });
+  assert.equal(r.code, 2);
+  assert.match(r.stderr, /--no-push/);
+  assert.equal((await cli(['run', '--no-push', '--no-pull', '--', 'echo', 'fine'], { cwd: home.home })).stdout, 'fine\n');
 });
 
 test('exec: --env and --cwd', async () => {
@@ -147,7 +195,7 @@ expect(b"33 101"); expect(b"is-a-tty\\r\\n")
 fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 50, 0, 0))
 time.sleep(0.5)
 out = b""; os.write(fd, b"stty size\\n"); expect(b"20 50")
-out = b""; os.write(fd, b"echo be''fore; sleep 100\\n"); expect(b"before\\r\\n")
+out = b""; os.write(fd, b"sh -c \"echo be''fore; exec sleep 100\"\\n"); expect(b"before\\r\\n")
 os.write(fd, b"\\x03echo st''ill-here\\n"); expect(b"still-here")
 os.write(fd, b"exit 9\\n")
 _, status = os.waitpid(pid, 0)

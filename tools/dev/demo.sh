@@ -77,7 +77,7 @@ demo_step "a fresh VM: move the source in, compile it there, bring the program b
         sed -i "s|^prefix=.*|prefix=$PWD/deps|" deps/lib/pkgconfig/*.pc
         meson setup out --pkg-config-path "$PWD/deps/lib/pkgconfig" >out.log || { tail -20 out.log; exit 1; }
         ninja -C out exedev'
-demo_step "run the program that the VM compiled: $(./out/exedev version)" ./out/exedev help >/dev/null
+demo_step "run the program that the VM compiled, on this machine" ./out/exedev version
 cd "$DEV_ROOT" || exit
 demo_step "nothing is left: no VM, no process" demo_nothing_left
 kill "$demo_lobby" && wait "$demo_lobby" || true
