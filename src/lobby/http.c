@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <microhttpd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -140,6 +141,18 @@ static enum MHD_Result reply_json(struct MHD_Connection *c, struct answer a, con
     return reply(c, (unsigned)a.status, buf_steal(&text), n, f);
 }
 
+/* Lets a client wait, at most `ms`, for as long as it wants to. */
+static void keep_waiting(struct MHD_Connection *c, long long ms)
+{
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD);
+    struct deadline d = deadline_in(ms);
+    struct pollfd pfd = {.fd = info ? info->connect_fd : -1, .events = POLLRDHUP};
+
+    while (!deadline_passed(d) && poll(&pfd, 1, deadline_poll(d)) < 0 && errno == EINTR)
+        ;
+}
+
 static const char *bearer(struct MHD_Connection *c)
 {
     const char *value = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Authorization");
@@ -168,7 +181,7 @@ static bool instead(struct MHD_Connection *c, struct fault *f, enum MHD_Result *
         *result = cut(c);
         return true;
     case FAULT_HANG:
-        deadline_sleep(DEADLINE_NEVER, f->value);
+        keep_waiting(c, f->value);
         *result = cut(c);
         return true;
     case FAULT_STATUS:
@@ -385,11 +398,15 @@ static struct MHD_Daemon *serve(int fd, bool control)
                             secure ? tls : none, MHD_OPTION_END);
 }
 
+static void *close_daemon(void *arg)
+{
+    MHD_stop_daemon(arg);
+    return NULL;
+}
+
 /* listen:refuse closes the API's port, and opens it again when the fault is over. */
 static void *door(void *arg)
 {
-    struct MHD_Daemon *old = NULL;
-
     (void)arg;
     pthread_mutex_lock(&http.lock);
     while (!http.stopping) {
@@ -397,22 +414,17 @@ static void *door(void *arg)
             int fd = MHD_quiesce_daemon(http.api);
             if (fd >= 0)
                 close(fd);
-            old = http.api;
+            /* ends calls under way, and waits for them: not here */
+            pthread_t closer;
+            if (pthread_create(&closer, NULL, close_daemon, http.api) == 0)
+                pthread_detach(closer);
             http.api = NULL;
             pthread_cond_broadcast(&http.changed);
         } else if (!http.api && !fault_refusing()) {
-            /* calls that were running when the door closed end by themselves */
             int fd = listen_tcp(&http.at, NULL);
             if (fd >= 0 && !(http.api = serve(fd, false)))
                 close(fd);
             pthread_cond_broadcast(&http.changed);
-            struct MHD_Daemon *ended = old;
-            old = NULL;
-            if (ended) {
-                pthread_mutex_unlock(&http.lock);
-                MHD_stop_daemon(ended);
-                pthread_mutex_lock(&http.lock);
-            }
         }
         /* while refusing: until the fault is over, which nobody tells */
         struct timespec soon = deadline_timespec(deadline_in(http.api ? 3600000 : 20));
@@ -420,8 +432,6 @@ static void *door(void *arg)
             pthread_cond_timedwait(&http.changed, &http.lock, &soon);
     }
     pthread_mutex_unlock(&http.lock);
-    if (old)
-        MHD_stop_daemon(old);
     return NULL;
 }
 

@@ -173,6 +173,9 @@ static void *listen_on(void *arg)
             break;
         if (!pfds[1].revents)
             continue;
+        f = fault_ssh(); /* it may have changed while we waited */
+        if (f.freeze)
+            continue;
         int fd = accept4(r->listener, NULL, NULL, SOCK_CLOEXEC);
         if (fd < 0)
             continue;
