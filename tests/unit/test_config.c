@@ -113,7 +113,7 @@ static void strings_are_trimmed_and_numbers_become_text(void **state)
     (void)state;
     cleanup_config struct config *c =
         parsed("{" K ",\"memory\":4.0,\"image\":\" \xc2\xa0ubuntu\\n\",\"disk\":\"  "
-                     "\",\"command\":true,\"prompt\":[1]}");
+               "\",\"command\":true,\"prompt\":[1]}");
     assert_string_equal(c->memory, "4");
     assert_string_equal(c->image, "ubuntu");
     assert_null(c->disk);
@@ -360,7 +360,7 @@ static void warnings_of_the_spec(void **state)
     warned("{" K "}", NULL, "registered with the exe.dev account");
     warned("{" K ",\"reuseLease\":true}", "reuseLease", "billed");
     warned("{" K ",\"sourceVm\":\"tmpl\",\"image\":\"x\",\"env\":{\"A\":\"b\"},\"setupScript\":"
-                 "\"true\",\"tags\":\"t\"}",
+           "\"true\",\"tags\":\"t\"}",
            "sourceVm", "image, env, tags, setupScript");
     warned("{" K ",\"apiUrl\":\"http://exe.example\"}", "apiUrl", "unencrypted");
     warned("{" K ",\"sshIdentityFile\":\"/nonexistent/key\"}", "sshIdentityFile", "cannot be read");
@@ -381,7 +381,7 @@ static void normalised_config_has_every_field(void **state)
     cleanup_problems struct problems p = {0};
     cleanup_json json_t *n =
         validate("{" K ",\"cpu\":\"4\",\"namePrefix\":\"My "
-                       "Agents!\",\"apiUrl\":\"https://exe.dev\",\"future\":{\"a\":[1]},"
+                 "Agents!\",\"apiUrl\":\"https://exe.dev\",\"future\":{\"a\":[1]},"
                  "\"sshIdentityFile\":\"/k\",\"envText\":\"A=1\"}",
                  &p);
     assert_non_null(n);
@@ -459,7 +459,7 @@ static void env_text_is_read_like_a_dotenv_file(void **state)
     (void)state;
     cleanup_config struct config *c =
         parsed("{" K ",\"env\":{\"A\":\"old\",\"Z\":\"z\"},\"envText\":\"# c\\nA=new # "
-                     "note\\n\\nexport B='x # y'\\n"
+               "note\\n\\nexport B='x # y'\\n"
                "C=\\\"l1\\nl2\\\\t$\\\"\\nD=a#b\\nE=\\nF= 'q' # c\\r\\n\"}");
     assert_string_equal(json_str(c->env, "A"), "new");
     assert_string_equal(json_str(c->env, "B"), "x # y");
