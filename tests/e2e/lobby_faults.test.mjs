@@ -148,7 +148,10 @@ test('ssh:burst: silence after too many connections; ssh:freeze: a link that sta
   assert.equal(await greeted(5, 5), 5);
 
   const ssh = spawn('ssh', [...lobby.sshArgs(vm), 'cat'], { stdio: ['pipe', 'pipe', 'ignore'] });
-  const line = () => new Promise((resolve) => ssh.stdout.once('data', (d) => resolve(String(d))));
+  const line = () => new Promise((resolve, reject) => {
+    ssh.stdout.once('data', (d) => resolve(String(d)));
+    ssh.once('exit', (code) => reject(new Error(`ssh ended with ${code}`)));
+  });
   let next = line();
   ssh.stdin.write('one\n');
   assert.equal(await next, 'one\n');
@@ -158,7 +161,7 @@ test('ssh:burst: silence after too many connections; ssh:freeze: a link that sta
   assert.equal(await Promise.race([next, new Promise((r) => setTimeout(r, 600, 'nothing'))]), 'nothing');
   await lobby.faults();
   assert.equal(await next, 'two\n', 'what was held up arrives');
-  ssh.stdin.end();
+  ssh.removeAllListeners('exit');
   ssh.kill();
 });
 

@@ -83,6 +83,7 @@ export async function startLobby(args = [], { token = 'plain-token', command = [
     await remove();
     throw Object.assign(new Error(raw.join('\n')), { code });
   }
+  await writeFile(join(dir, 'known'), `* ${told.hostKey}\n`);
   const call = (url, body, bearer, more = {}) => http(url, { body, headers: bearer ? { authorization: `Bearer ${bearer}` } : {}, ...more });
   const lobby = {
     told, events, raw, child, ended, key, dir,
@@ -101,10 +102,7 @@ export async function startLobby(args = [], { token = 'plain-token', command = [
     sshArgs: (vm, { key: own = key, options: more = [] } = {}) => ['-F', 'none', '-i', own, '-o', 'IdentitiesOnly=yes', '-o', 'IdentityAgent=none', '-o', 'BatchMode=yes',
       '-o', 'StrictHostKeyChecking=yes', '-o', `UserKnownHostsFile=${join(dir, 'known')}`, '-o', 'GlobalKnownHostsFile=none', '-o', 'LogLevel=ERROR',
       '-o', 'ConnectTimeout=15', ...more.flatMap((o) => ['-o', o]), '-p', String(vm.ssh_port), vm.ssh_dest],
-    ssh: async (vm, command, more = {}) => {
-      await writeFile(join(dir, 'known'), `* ${told.hostKey}\n`);
-      return run('ssh', [...lobby.sshArgs(vm, more), command], more);
-    },
+    ssh: (vm, command, more = {}) => run('ssh', [...lobby.sshArgs(vm, more), command], more),
     // The output of a command that must work.
     on: async (vm, command) => {
       const r = await lobby.ssh(vm, command);
