@@ -124,6 +124,31 @@ static bool read_mapping(struct sync *s, const json_t *o, const char *where, str
     return read_exclude(s, o, &m->item, where, err);
 }
 
+static bool is_below(const char *path, const char *dir)
+{
+    size_t n = strlen(dir);
+
+    while (n > 1 && dir[n - 1] == '/')
+        n--;
+    return strncmp(path, dir, n) == 0 && path[n] == '/' && path[n + strspn(path + n, "/")];
+}
+
+/* The contract's confinement of a command's folder: an own target of the operation, or below one;
+ * the lease's working directory, which is the default, is as good. */
+static bool cwd_is_confined(const struct sync *s, const struct operation *op, const char *cwd)
+{
+    const char *home = json_str(s->metadata, "remoteCwd");
+
+    if (home && (strcmp(cwd, home) == 0 || is_below(cwd, home)))
+        return true;
+    for (size_t i = 0; i < op->n_files; i++) {
+        const char *target = op->files[i].target;
+        if (strcmp(cwd, target) == 0 || is_below(cwd, target))
+            return true;
+    }
+    return false;
+}
+
 static bool read_commands(struct sync *s, const json_t *o, const char *where, struct operation *op,
                           struct error *err)
 {
@@ -144,8 +169,14 @@ static bool read_commands(struct sync *s, const json_t *o, const char *where, st
             return rpc_bad_params(s->call, err, "%s must be an object", at);
         if (!rpc_need_str(s->call, c, "command", err))
             return error_prefix(err, "%s", at);
-        if (cwd && !json_is_null(cwd) && !read_path(s, c, "cwd", at, err))
-            return false;
+        if (cwd && !json_is_null(cwd)) {
+            const char *path = read_path(s, c, "cwd", at, err);
+            if (!path)
+                return false;
+            if (!cwd_is_confined(s, op, path))
+                return rpc_bad_params(
+                    s->call, err, "%s: cwd `%s` is in none of the operation's targets", at, path);
+        }
         if (timeout && !json_is_null(timeout) &&
             (!json_is_number(timeout) || json_number_value(timeout) < 0))
             return rpc_bad_params(s->call, err, "%s: timeoutMs must be a number of milliseconds",
@@ -185,15 +216,6 @@ static bool read_operations(struct sync *s, struct error *err)
 }
 
 /* ---- work ---- */
-
-static bool is_below(const char *path, const char *dir)
-{
-    size_t n = strlen(dir);
-
-    while (n > 1 && dir[n - 1] == '/')
-        n--;
-    return strncmp(path, dir, n) == 0 && path[n] == '/' && path[n + strspn(path + n, "/")];
-}
 
 /* What came out of the sandbox earlier in this call may hold links: a later target in it must not
  * be led out by one. The outermost such folder is where links stop being followed. */
@@ -314,7 +336,7 @@ static bool run_sync(struct call *c, bool in, struct buf *result, struct error *
     __attribute__((cleanup(sync_free))) struct sync s = {.call = c, .in = in};
     const char *id;
 
-    if (!read_operations(&s, err) || !rpc_lease(c, &id, &s.metadata, err))
+    if (!rpc_lease(c, &id, &s.metadata, err) || !read_operations(&s, err))
         return false;
     if (!id || !*id)
         return rpc_bad_params(c, err, "there is no lease to sync with (no providerLeaseId)");

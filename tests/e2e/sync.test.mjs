@@ -60,11 +60,11 @@ test('a file and a folder go in with their modes, commands follow, and the count
       { sourcePath: join(src, 'secret'), targetPath: `${home}/new/secret`, kind: 'file', mode: 0o600 },
       { sourcePath: join(src, 'tree'), targetPath: `${home}/new/tree`, kind: 'directory', exclude: ['*.log'] },
     ],
-    postUploadCommands: [{ command: 'pwd > order', cwd: `${home}/new` }, { command: 'cat order > second && test "$(cat order)" = "$PWD"', cwd: `${home}/new` }],
+    postUploadCommands: [{ command: 'pwd > ../order', cwd: `${home}/new/tree` }, { command: 'cd ../.. && cat order > second', cwd: `${home}/new/tree/sub` }],
   });
   assert.deepEqual(result, { operations: [{ operationId: 'op-1', filesTransferred: 2, bytesTransferred: 1003 }] });
   const { stdout } = await execute(`cd ~/new && stat -c %a secret tree/sub/* && readlink tree/link && ls tree && cat second && ls -A`);
-  assert.equal(stdout, `600\n751\nsub\nlink\nsub\n${home}/new\norder\nsecond\nsecret\ntree\n`);
+  assert.equal(stdout, `600\n751\nsub\nlink\nsub\n${home}/new/tree\norder\nsecond\nsecret\ntree\n`);
 });
 
 test('a directory mapping replaces its target; a failed one leaves it', async () => {
@@ -125,6 +125,7 @@ test('wrong parameters are refused before anything is done', async () => {
   const good = { sourcePath: join(src, 'f'), targetPath: `${home}/before`, kind: 'file' };
   for (const bad of [{ ...good, targetPath: 'relative' }, { ...good, targetPath: `${home}/../x` }, { ...good, kind: 'socket' }, { ...good, mode: 65536 }, { ...good, sourcePath: 7 }])
     await assert.rejects(syncIn({ operationId: 'o', files: [good, bad] }), (e) => e.code === -32602);
+  await assert.rejects(syncIn({ operationId: 'o', files: [good], postUploadCommands: [{ command: 'true', cwd: '/etc' }] }), (e) => e.code === -32602 && /none of the operation's targets/.test(e.message));
   assert.equal((await execute('ls ~/before 2>/dev/null')).stdout, '');
 });
 
