@@ -474,6 +474,7 @@ bool api_rm(struct api *a, const char *name, struct deadline d, struct error *er
 
     if (!good_name(name, err))
         return false;
+    bool there = true;
     for (int go = 0; go < 3 && !deadline_passed(d) && !api_cancelled(); go++) {
         error_clear(&why);
         error_clear(&look);
@@ -483,7 +484,9 @@ bool api_rm(struct api *a, const char *name, struct deadline d, struct error *er
         enum api_found found = watch_it_go(a, name, d, &look);
         if (found == API_ABSENT)
             return true;
-        if (found == API_UNKNOWN && !why.code)
+        there = found == API_THERE;
+        /* A repeated rm that finds nothing has done its work; what is missing is the proof. */
+        if (found == API_UNKNOWN && (!why.code || why.code == ERR_NOT_FOUND))
             error_move(&why, &look);
         else if (!why.code)
             error_set(&why, ERR_UNAVAILABLE, "exe.dev accepted `rm`, but still lists the VM");
@@ -492,7 +495,10 @@ bool api_rm(struct api *a, const char *name, struct deadline d, struct error *er
     }
     if (!why.code)
         error_set(&why, ERR_TIMEOUT, "timed out");
-    error_prefix(&why, "the VM %s could not be deleted, it still runs and is billed", name);
+    if (there)
+        error_prefix(&why, "the VM %s could not be deleted, it still runs and is billed", name);
+    else
+        error_prefix(&why, "whether the VM %s is deleted could not be confirmed", name);
     error_move(err, &why);
     return false;
 }

@@ -13,6 +13,7 @@
 #define NAMES_TRIED 4
 #define SWEEP_AT_ONCE 8
 #define COPY "-copy"
+#define MARK_MS 5000
 
 bool lease_vm_open(struct lease_vm *v, const struct config *cfg, const char *kind, struct error *err)
 {
@@ -175,9 +176,12 @@ static bool adopt(struct lease_vm *v, struct deadline d, struct error *err)
 }
 
 /* `cp` takes neither tag nor comment; they are set by commands that a token may lack. */
-static void mark_copy(struct lease_vm *v, const char *comment, struct deadline d)
+static void mark_copy(struct lease_vm *v, const char *comment, struct deadline whole)
 {
     cleanup_error struct error err = {0};
+    int64_t left = deadline_left(whole) / 4;
+    /* The lease does not wait for its mark: the journal has it already. */
+    struct deadline d = deadline_in(left < MARK_MS ? left : MARK_MS);
     bool tagged = api_tag(v->api, v->name, MARK_TAG, d, &err);
 
     if (!tagged)

@@ -6,10 +6,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/io.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "lib/redact.h"
 
 /* A plain mutex would let a command that floods its output take it again and again; writers are
  * served in their order instead, each waiting on a condition of its own. */
@@ -99,15 +101,15 @@ void out_error(const char *id, enum rpc_code code, const char *msg)
 void out_log_sink(int level, const char *text, void *arg)
 {
     cleanup_buf struct buf line = {0};
+    cleanup_free char *clean = redact(text);
     struct call *c = rpc_current();
 
     (void)arg;
     buf_printf(&line, "{\"jsonrpc\":\"2.0\",\"method\":\"log\",\"params\":{\"level\":\"%s\",\"message\":\"",
                log_level_name((enum log_level)level));
-    if (text_is_utf8(text, strlen(text)))
-        json_escape(&line, text, strlen(text));
-    else
-        text_visible(&line, text, strlen(text), 4096);
+    cleanup_buf struct buf shown = {0};
+    text_visible(&shown, clean, strlen(clean), 8192);
+    json_escape(&line, shown.data ? shown.data : "", shown.len);
     buf_puts(&line, "\"");
     if (c)
         buf_printf(&line, ",\"meta\":{\"method\":\"%s\"}", c->method);

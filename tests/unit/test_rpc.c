@@ -24,7 +24,7 @@
 #include "base/json.h"
 #include "rpc/rpc.h"
 
-#define WAIT_MS 20000
+#define WAIT_MS 120000
 
 struct worker {
     pid_t pid;
@@ -253,7 +253,7 @@ static void test_huge_line(void **state)
     memset(part, 'x', 1 << 20);
     static const char head[] = "{\"jsonrpc\":\"2.0\",\"id\":77,\"method\":\"health\",\"params\":{\"a\":\"";
     assert_true(io_write_all(w.in, head, strlen(head), deadline_in(WAIT_MS), NULL));
-    for (int i = 0; i < 200; i++)
+    for (int i = 0; i < 140; i++)
         assert_true(io_write_all(w.in, part, 1 << 20, deadline_in(WAIT_MS), NULL));
     expect_error(&w, "\"}}", RPC_REQUEST, 77);
     expect_alive(&w);
