@@ -84,15 +84,15 @@ async function assign(name, order) {
 const released = (lease, since = 0) =>
     until("the lease's release", 60000, () => calls({ lease, since }).find((c) => /environment(Release|Destroy)Lease/.test(c.method)));
 
-async function figure(what, id) {
+async function figure(what, id, lease = null, since = 0) {
     const run = await success(id);
-    await released(leaseOf(id));
-    const made = calls({ lease: leaseOf(id) });
-    const vm = made[0]?.lease;
+    lease ??= leaseOf(id);
+    await released(lease, since);
+    const made = calls({ lease, since });
     const seconds = (new Date(run.finishedAt) - new Date(run.startedAt)) / 1000;
     const acquire = made.find((c) => c.method === "environmentAcquireLease");
     figures.push(
-        `${what.padEnd(46)} ${seconds.toFixed(1)} s   ${String(made.length).padStart(3)} calls   ${lobby.count("ssh-login", 0, vm)} SSH connection(s)` +
+        `${what.padEnd(46)} ${seconds.toFixed(1)} s   ${String(made.length).padStart(3)} calls   ${lobby.count("ssh-login", since, lease)} SSH connection(s)` +
             (acquire ? `   (of it ${(acquire.ms / 1000).toFixed(1)} s to create the VM and run its setup script)` : ""),
     );
     return made;
@@ -214,6 +214,8 @@ step("a run checks out a workspace, changes files, streams its log to the page, 
     assert.equal(readFileSync(join(repository, "src", "hello.txt"), "utf8"), "hello from the host\n");
     assert.equal((await host.api("GET", `/issues/${issue.id}`)).status, "done", "the agent reached Paperclip through the bridge");
     await released(leaseOf(run));
+    for (const method of ["environmentSyncIn", "environmentSyncOut"])
+        assert.ok(calls({ lease: leaseOf(run), method }).length > 0, `${method} carries the files`);
     assert.deepEqual(await lobby.vms(), [leaseOf(run)], "kept for the next run");
 });
 
@@ -225,8 +227,7 @@ step("the second run in that workspace reuses the lease", async () => {
         const list = await host.api("GET", `/issues/${worked.issue.id}/runs`);
         return list.find((r) => r.runId !== worked.run)?.runId;
     });
-    await success(run);
-    await released(lease, since);
+    await figure("do-nothing run on a kept VM, with a checkout", run, lease, since);
     assert.equal(calls({ since, method: "environmentResumeLease" })[0]?.lease, lease);
     assert.equal(calls({ since, method: "environmentAcquireLease" }).length, 0);
     assert.deepEqual(await lobby.vms(), [lease]);

