@@ -387,9 +387,28 @@ static void the_timer_marks_and_powers_off(void **state)
     assert_int_equal(vm_close(&v), 0);
 }
 
+/* Also after a test that failed: a timer left armed would power off the machine that runs the
+ * tests. */
+static int remove_timer_and_home(void **state)
+{
+    cleanup_free char *path = home_path(".cache/exedev/timer");
+    cleanup_buf struct buf b = {0};
+    long long epoch;
+    int pid = 0;
+
+    if (io_read_file(path, 100, &b, NULL) && b.len &&
+        sscanf(b.data, "%lld %d", &epoch, &pid) == 2 && pid > 1) {
+        cleanup_free char *name = xasprintf("/proc/%d/cmdline", pid);
+        b.len = 0;
+        if (io_read_file(name, 4096, &b, NULL) && memmem(b.data, b.len, "timer-wait", 10))
+            kill(pid, SIGKILL);
+    }
+    return remove_home(state);
+}
+
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, make_home, remove_home)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, make_home, remove_timer_and_home)
     const struct CMUnitTest tests[] = {
         TEST(under_every_shell),
         TEST(with_busybox_alone),
