@@ -1,0 +1,210 @@
+// Files in and out, beside tar over the same ssh, scp, rsync and the host's own base64 fallback, taking turns in one run, on connections
+// that are open already: 10,000 small files, one big file, an unchanged tree; on loopback and 40 ms away.
+// ./dev bench files [--quick]
+import { spawn, spawnSync } from "node:child_process";
+import { cpSync, createWriteStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { createServer } from "node:net";
+import { createInterface } from "node:readline";
+import { once } from "node:events";
+import { join } from "node:path";
+import { Worker, base, build, median, ms, root, sshArgs, startLobby, table } from "./common.mjs";
+
+const quick = process.argv.includes("--quick");
+const rounds = quick ? 1 : 3;
+const smallFiles = quick ? 2000 : 10000;
+const bigBytes = quick ? 64 << 20 : 1 << 30;
+const MB = 1e6;
+// What takes longer is shown as that, and not tried again: scp needs several round trips for each file.
+const limit = quick ? 20 : 120;
+
+const lobby = await startLobby("--max-vms", "4");
+await lobby.exec("new --name=bench-vm");
+const { vms: [vm] } = await lobby.exec("ls bench-vm");
+if (!vm) throw new Error("the lobby made no VM");
+const dir = join(lobby.dir, "files");
+const children = [];
+mkdirSync(dir);
+
+// Sources: this project's npm dependencies, filled up to the number with copies of themselves.
+function makeTree(path) {
+  const from = join(root, "tests/e2e/node_modules"), found = [];
+  const walk = (at) => {
+    for (const e of existsSync(at) ? readdirSync(at, { withFileTypes: true }) : []) {
+      const p = join(at, e.name);
+      if (e.isDirectory()) walk(p);
+      else if (e.isFile() && statSync(p).size < 64 * 1024) found.push(p);
+    }
+  };
+  walk(from);
+  for (let i = 0; i < smallFiles; i++) {
+    const folder = join(path, `d${i / 40 >> 0}`);
+    if (i % 40 === 0) mkdirSync(folder, { recursive: true });
+    if (found.length) cpSync(found[i % found.length], join(folder, `f${i}`));
+    else writeFileSync(join(folder, `f${i}`), randomBytes(200 + (i * 37) % 6000));
+  }
+}
+const small = join(dir, "small"), big = join(dir, "big");
+mkdirSync(small);
+makeTree(small);
+{
+  const out = createWriteStream(big);
+  const block = randomBytes(1 << 20);
+  for (let i = 0; i < bigBytes >> 20; i++) { block.writeUInt32LE(i, 0); if (!out.write(Buffer.from(block))) await once(out, "drain"); }
+  out.end();
+  await once(out, "finish");
+}
+const smallBytes = Number(spawnSync("du", ["-sb", "--apparent-size", small]).stdout.toString().split("\t")[0]);
+
+async function freePort() {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+class TooLong extends Error {}
+
+function run(program, args, options = {}) {
+  const r = spawnSync(program, args, { stdio: ["ignore", "ignore", "pipe"], timeout: limit * 1000, ...options });
+  if (r.error?.code === "ETIMEDOUT") throw new TooLong();
+  if (r.status !== 0) throw new Error(`${program} ${args.slice(-3).join(" ")}: ${r.stderr}`);
+}
+
+// A road to the VM: an open lease of a worker, and an open ssh control connection, through a relay when it is long.
+async function road(rtt) {
+  let port = lobby.sshPort, host = vm.ssh_host, relay;
+  if (rtt) {
+    port = await freePort();
+    host = "127.0.0.1";
+    relay = spawn(join(build, "bench", "bench-relay"), [String(port), vm.ssh_host, String(lobby.sshPort), String(rtt / 2)],
+      { stdio: ["ignore", "pipe", "inherit"] });
+    children.push(relay);
+    await once(createInterface(relay.stdout), "line");
+  }
+  const user = vm.ssh_user ?? "exedev", control = join(lobby.dir, `c${rtt}`);
+  const args = sshArgs({ key: lobby.key, sshPort: port }, { ...vm, ssh_host: host });
+  const options = [...args.slice(0, -3), "-S", control];
+  const master = spawn("ssh", [...options, "-M", "-N", "-l", user, host], { stdio: "ignore" });
+  children.push(master);
+  for (let i = 0; i < 200 && !existsSync(control); i++) await new Promise((r) => setTimeout(r, 50));
+  const worker = new Worker(join(lobby.dir, `state${rtt}`));
+  children.push(worker.child);
+  await worker.initialize();
+  const params = { ...base({ ...lobby.config, sshPort: port }), lease: { providerLeaseId: "bench-vm",
+    metadata: { provider: "exe-dev", vmName: "bench-vm", sshHost: host, sshLogin: user, sshDest: `${user}@${host}`, shellCommand: "bash" } } };
+  const sh = async (script, stdin) => {
+    const r = await worker.call("environmentExecute", { ...params, command: "sh", args: ["-c", script], stdin });
+    if (r.exitCode !== 0) throw new Error(`${script}: ${r.stderr}`);
+    return r.stdout;
+  };
+  const home = await sh('printf %s "$HOME"');
+  const quote = (s) => `'${s}'`;
+  const remoteShell = ["ssh", ...options.map((o) => (/[^\w=./:-]/.test(o) ? quote(o) : o)), "-l", user].join(" ");
+  const sync = (method, sourcePath, targetPath, kind, lease = params.lease) =>
+    worker.call(method, { ...params, lease, operations: [{ operationId: "b", files: [{ sourcePath, targetPath, kind }] }] });
+
+  // The host's fallback (adapter-utils' command-managed-runtime): a tar, base64 through commands, 3 MiB a piece.
+  const PIECE = 3 << 20;
+  async function fallbackIn(local, remote, folder) {
+    const end = ms() + limit * 1000;
+    const archive = folder ? join(dir, "fallback.tar") : local;
+    if (folder) run("tar", ["-C", local, "-cf", archive, "."]);
+    const bytes = readFileSync(archive), temp = `${remote}.upload`;
+    await sh(`: > ${temp}`);
+    for (let at = 0; at < bytes.length; at += PIECE) {
+      if (ms() > end) throw new TooLong();
+      await sh(`base64 -d >> ${temp}`, bytes.subarray(at, at + PIECE).toString("base64"));
+    }
+    await sh(folder ? `rm -rf ${remote} && mkdir ${remote} && tar -xf ${temp} -C ${remote} && rm ${temp}` : `mv ${temp} ${remote}`);
+  }
+  async function fallbackOut(remote, local, folder) {
+    const end = ms() + limit * 1000;
+    const temp = folder ? `${remote}.tar` : remote;
+    if (folder) await sh(`tar -C ${remote} -cf ${temp} .`);
+    const total = Number(await sh(`wc -c < ${temp}`)), pieces = [];
+    for (let i = 0; i * PIECE < total; i++) {
+      if (ms() > end) throw new TooLong();
+      pieces.push(Buffer.from((await sh(`dd if=${temp} bs=${PIECE} skip=${i} count=1 2>/dev/null | base64`)).replace(/\s+/g, ""), "base64"));
+    }
+    const archive = join(dir, "fallback.tar");
+    writeFileSync(folder ? archive : local, Buffer.concat(pieces));
+    if (folder) { mkdirSync(local); run("tar", ["-xf", archive, "-C", local]); }
+  }
+  const ssh = (script) => run("sh", ["-c", script]);
+  const target = `${home}/t`, here = join(dir, "here");
+  const open = `${remoteShell} ${host}`;
+  const ways = {
+    exedev: { in: (l, r, f) => sync("environmentSyncIn", l, r, f ? "directory" : "file"), out: (r, l, f) => sync("environmentSyncOut", r, l, f ? "directory" : "file"),
+      again: (l, r) => sync("environmentSyncIn", l, r, "directory", { ...params.lease, metadata: { ...params.lease.metadata, resumedLease: true } }) },
+    "tar \\| ssh": { in: (l, r, f) => ssh(f ? `tar -C ${l} -cf - . | ${open} 'mkdir ${r} && tar -C ${r} -xf -'` : `tar -C ${dir} -cf - big | ${open} 'tar -xOf - > ${r}'`),
+      out: (r, l, f) => ssh(f ? `mkdir ${l} && ${open} 'tar -C ${r} -cf - .' | tar -C ${l} -xf -` : `${open} 'tar -C ${home} -cf - t' | tar -xOf - > ${l}`) },
+    "scp -r": { in: (l, r) => run("scp", ["-q", "-r", ...options.map((o) => (o === "-p" ? "-P" : o)).flatMap((o, i, a) => (o === "-S" ? ["-o"] : a[i - 1] === "-S" ? [`ControlPath=${o}`] : [o])), l, `${user}@${host}:${r}`]),
+      out: (r, l) => run("scp", ["-q", "-r", ...options.map((o) => (o === "-p" ? "-P" : o)).flatMap((o, i, a) => (o === "-S" ? ["-o"] : a[i - 1] === "-S" ? [`ControlPath=${o}`] : [o])), `${user}@${host}:${r}`, l]) },
+    rsync: { in: (l, r, f) => run("rsync", ["-a", "-e", remoteShell, f ? `${l}/` : l, `${host}:${r}`]), out: (r, l, f) => run("rsync", ["-a", "-e", remoteShell, f ? `${host}:${r}/` : `${host}:${r}`, l]),
+      again: (l, r) => run("rsync", ["-a", "-c", "-e", remoteShell, `${l}/`, `${host}:${r}`]) },
+    base64: { in: fallbackIn, out: fallbackOut },
+  };
+  const time = async (label, what) => {
+    const start = ms();
+    try {
+      await what();
+    } catch (error) {
+      if (!(error instanceof TooLong)) throw error;
+      return Infinity;
+    }
+    const took = (ms() - start) / 1000;
+    if (process.stderr.isTTY || process.env.BENCH_VERBOSE) console.error(`  ${label}: ${took.toFixed(2)} s`);
+    return took;
+  };
+  const results = [];
+  for (const [label, source, folder, bytes] of [[`${smallFiles} small files`, small, true, smallBytes], [`${bigBytes >> 20} MiB file`, big, false, bigBytes]]) {
+    const times = { in: {}, out: {}, again: {} };
+    for (let i = 0; i < rounds; i++) {
+      for (const [name, way] of Object.entries(ways)) {
+        const again = (list) => !list?.includes(Infinity);
+        await sh(`rm -rf ${target} ${target}.tar`);
+        if (again(times.in[name])) (times.in[name] ??= []).push(await time(`${name}, in`, () => way.in(source, target, folder)));
+        if (times.in[name].includes(Infinity)) await ways.exedev.in(source, target, folder); // for the way out
+        rmSync(here, { recursive: true, force: true });
+        if (again(times.out[name])) (times.out[name] ??= []).push(await time(`${name}, out`, () => way.out(target, here, folder)));
+        const wrong = times.out[name].includes(Infinity) ? "" : spawnSync("diff", ["-rq", source, here]).stdout.toString();
+        if (wrong) throw new Error(`${name}: ${wrong}`);
+        if (folder && way.again) {
+          await sh(`rm -rf ${target}`);
+          await ways.exedev.in(source, target, true);
+          (times.again[name] ??= []).push(await time(`${name}, unchanged`, () => way.again(source, target)));
+        }
+      }
+    }
+    for (const direction of ["in", "out", "again"]) {
+      if (!Object.keys(times[direction]).length) continue;
+      const cells = Object.keys(ways).map((name) => (times[direction][name] ? (times[direction][name].includes(Infinity) ? Infinity : median(times[direction][name])) : undefined));
+      results.push([rtt, direction === "again" ? `${label}, unchanged, by content` : `${label}, ${direction}`, ...cells.map((c) => (c === undefined ? "" : c === Infinity ? `> ${limit}` : c.toFixed(2))),
+        direction === "again" ? "" : (bytes / MB / cells[0]).toFixed(0)]);
+    }
+  }
+  await sh(`rm -rf ${target} ${target}.tar`);
+  const memory = worker.memory();
+  await worker.stop();
+  master.kill();
+  relay?.kill();
+  return { results, memory, names: Object.keys(ways) };
+}
+
+try {
+  const rows = [];
+  let names, memory;
+  for (const rtt of [0, 40]) {
+    const r = await road(rtt);
+    rows.push(...r.results);
+    ({ names, memory } = r);
+  }
+  console.log(table(["rtt, ms", "seconds, median", ...names, "exedev, MB/s"], rows));
+  console.log(`\n${rounds} round${rounds > 1 ? "s" : ""}, taking turns. The worker's resident memory after all transfers: ${(memory.rss / MB).toFixed(1)} MB.`);
+} finally {
+  for (const child of children) child.kill();
+  await lobby.stop();
+}
