@@ -5,7 +5,7 @@ import { readFileSync, readdirSync, writeFileSync, existsSync } from "node:fs";
 import { createServer } from "node:net";
 import { createInterface } from "node:readline";
 import { once } from "node:events";
-import { cpus } from "node:os";
+import { cpus, loadavg } from "node:os";
 import { join } from "node:path";
 import { build, median, ms, root, sshArgs, startLobby, table } from "./common.mjs";
 import { chart } from "./chart.mjs";
@@ -204,7 +204,8 @@ try {
 Written by \`./dev bench latency --write\`. A lobby VM on the same machine (${cpus().length} x ${cpus()[0].model}, ${ssh}), reached over
 loopback, or through a relay that delays every byte. One ssh connection per command, \`ssh -S\` on a standing master, and
 exedev take turns in the same run; medians. "Bare mux session" asks the standing master in its own protocol, without
-starting an ssh for it: the least a command can cost over OpenSSH's connection sharing.
+starting an ssh for it: the least a command can cost over OpenSSH's connection sharing. The machine's load average
+over the last five minutes was ${loadavg()[1].toFixed(1)}; this run alone makes about 1.
 
 ![Latency of a command](bench.svg)
 

@@ -1,13 +1,13 @@
-/* bench-link: the library's commands on one VM, timed from inside. Reads one order a line, answers each
- * with one line of JSON, so that bench/latency.mjs can take turns with other programs.
+/* bench-link: the library's commands on one VM, timed from inside. Reads one order a line, answers
+ * each with one line of JSON, so that bench/latency.mjs can take turns with other programs.
  *
  *   bench-link HOST PORT USER KEYFILE
  *     run N            N times `true`, one after the other: microseconds of each
  *     many N           N times `true` at once: microseconds from the first start to the last end
  *     out BYTES        that much output: microseconds
  *     in BYTES         that much stdin: microseconds
- *     stat             resident KiB, CPU microseconds of this process and of ssh, connections opened
- *     leases N         opens N more links to the same sshd, and keeps them */
+ *     stat             resident KiB, CPU microseconds of this process and of ssh, connections
+ * opened leases N         opens N more links to the same sshd, and keeps them */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,7 +53,8 @@ static const char *const true_argv[] = {"true", NULL};
 
 static void run_true(void)
 {
-    run(&(struct command_spec){.argv = true_argv, .login_env = true, .text = true, .collect = true});
+    run(&(struct command_spec){
+        .argv = true_argv, .login_env = true, .text = true, .collect = true});
 }
 
 static void order_run(long n)
@@ -106,7 +107,8 @@ static void order_out(const char *bytes)
     const char *const argv[] = {"head", "-c", bytes, "/dev/zero", NULL};
     long long from = now_us();
 
-    run(&(struct command_spec){.argv = argv, .login_env = true, .text = true, .output = drop, .arg = &got});
+    run(&(struct command_spec){
+        .argv = argv, .login_env = true, .text = true, .output = drop, .arg = &got});
     if (got != strtoull(bytes, NULL, 10))
         fail("out", "not all of it came");
     printf("%lld\n", now_us() - from);
@@ -138,7 +140,8 @@ static long long cpu_us(int who)
     struct rusage u;
 
     getrusage(who, &u);
-    return (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000000LL + u.ru_utime.tv_usec + u.ru_stime.tv_usec;
+    return (u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000000LL + u.ru_utime.tv_usec +
+           u.ru_stime.tv_usec;
 }
 
 static void order_stat(void)
@@ -150,8 +153,9 @@ static void order_stat(void)
     while (f && fgets(line, sizeof line, f)) {
         if (sscanf(line, "Rss: %ld", &value) == 1)
             rss = value;
-        else if (sscanf(line, "Private_Clean: %ld", &value) == 1 || sscanf(line, "Private_Dirty: %ld", &value) == 1)
-            private += value;
+        else if (sscanf(line, "Private_Clean: %ld", &value) == 1 ||
+                 sscanf(line, "Private_Dirty: %ld", &value) == 1)
+        private += value;
     }
     if (f)
         fclose(f);

@@ -1,5 +1,6 @@
-/* bench-mux: a bare session through a standing ssh master, spoken to as OpenSSH's PROTOCOL.mux says, without starting
- * an ssh for it: the least that a command over OpenSSH's connection sharing can cost.
+/* bench-mux: a bare session through a standing ssh master, spoken to as OpenSSH's PROTOCOL.mux
+ * says, without starting an ssh for it: the least that a command over OpenSSH's connection sharing
+ * can cost.
  *
  *   bench-mux SOCKET
  *     run N      N times `true`, one after the other: JSON list of microseconds */
@@ -87,7 +88,8 @@ static void pass_fd(int socket, int fd)
 {
     char space[CMSG_SPACE(sizeof fd)] = "", byte = 0;
     struct iovec part = {&byte, 1};
-    struct msghdr m = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+    struct msghdr m = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
     struct cmsghdr *c = CMSG_FIRSTHDR(&m);
 
     c->cmsg_level = SOL_SOCKET;

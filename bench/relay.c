@@ -1,7 +1,7 @@
-/* bench-relay: passes TCP connections on, every byte later by a fixed time, each way: a long road on
- * loopback. `bench-relay LISTEN-PORT HOST PORT DELAY-MS` prints "ready" and serves until killed. One thread,
- * one poll loop; each direction is a queue of pieces with the time at which they are due. SIGUSR1 cuts: nothing
- * passes any more, new connections included, until SIGUSR2. */
+/* bench-relay: passes TCP connections on, every byte later by a fixed time, each way: a long road
+ * on loopback. `bench-relay LISTEN-PORT HOST PORT DELAY-MS` prints "ready" and serves until killed.
+ * One thread, one poll loop; each direction is a queue of pieces with the time at which they are
+ * due. SIGUSR1 cuts: nothing passes any more, new connections included, until SIGUSR2. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
@@ -193,8 +193,9 @@ int main(int argc, char **argv)
                 if (due >= 0 && (wait < 0 || due < wait))
                     wait = due;
                 bool more = !w->eof && w->queued < MOST_QUEUED, full = give(back) == -2;
-                fds[n++] = (struct pollfd){.fd = more || full ? w->from : -1,
-                                           .events = (short)((more ? POLLIN : 0) | (full ? POLLOUT : 0))};
+                fds[n++] =
+                    (struct pollfd){.fd = more || full ? w->from : -1,
+                                    .events = (short)((more ? POLLIN : 0) | (full ? POLLOUT : 0))};
             }
         }
         bury();

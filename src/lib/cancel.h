@@ -13,7 +13,8 @@ void cancel_unref(struct cancel *c); /* NULL is fine */
 void cancel_fire(struct cancel *c);
 bool cancel_fired(const struct cancel *c); /* NULL: never */
 int cancel_fd(const struct cancel *c);     /* NULL: -1 */
-/* Calls fn(arg) when it fires (at once when it has), from the firing thread; until cancel_unwatch. */
+/* Calls fn(arg) when it fires (at once when it has), from the firing thread; until cancel_unwatch.
+ */
 int cancel_watch(struct cancel *c, void (*fn)(void *arg), void *arg);
 void cancel_unwatch(struct cancel *c, int id);
 

@@ -10,10 +10,9 @@
 #include "base/io.h"
 #include "base/text.h"
 #include "base/vmproto.h"
-#include "lib/command.h"
+#include "lib/channel_login.h"
 #include "lib/stream.h"
 
-#define LOGIN_ROOT "/tmp/paperclip-adapter-login/"
 #define CLOSED_KEPT 4096 /* routes that are over; the host bounds its own list alike */
 #define HOME_MS 15000
 
@@ -27,17 +26,17 @@ struct write {
 
 struct channel {
     struct channel *next;
-    int refs;                  /* registry's, the thread's, callers' */
+    int refs; /* registry's, the thread's, callers' */
     char *route, *session, *home;
     enum channel_kind kind;
     struct channel_events events;
     void *arg;
     struct link *link;
     struct stream *stream;
-    struct cancel *opening;    /* fired by a close that comes during channel_open */
-    bool started;              /* channel_start, or a close, was called */
-    bool silent;               /* closed: no more events */
-    bool ended;                /* the program is over, or the stream is */
+    struct cancel *opening; /* fired by a close that comes during channel_open */
+    bool started;           /* channel_start, or a close, was called */
+    bool silent;            /* closed: no more events */
+    bool ended;             /* the program is over, or the stream is */
     bool thread, opened;
     pthread_t reader;
     struct write *head, *tail;
@@ -51,15 +50,6 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct channel *channels;
 static char *closed[CLOSED_KEPT];
 static size_t closed_at;
-
-static const struct login {
-    const char *key, *variable;
-    const char *const argv[4];
-} logins[] = {
-    {"claude", "CLAUDE_CONFIG_DIR", {"claude", "setup-token", NULL}},
-    {"codex", "CODEX_HOME", {"codex", "login", "--device-auth", NULL}},
-    {"grok", "GROK_HOME", {"grok", "login", "--device-auth", NULL}},
-};
 
 /* ---- the registry (lock held) ---- */
 
@@ -157,7 +147,8 @@ static struct write *pump(struct channel *c)
         if (done >= 0 && (w->at += (size_t)done) < w->n)
             break;
         if (done < 0 && c->write_error.code == ERR_NONE)
-            error_set(&c->write_error, ERR_NOT_FOUND, "the program has ended, or reads its input no more");
+            error_set(&c->write_error, ERR_NOT_FOUND,
+                      "the program has ended, or reads its input no more");
         c->head = w->next;
         c->queued -= w->n;
         w->next = NULL;
@@ -190,8 +181,8 @@ static void pump_and_report(struct channel *c)
     report(over, &why);
 }
 
-void channel_write(const char *route, const char *session, const void *p, size_t n, channel_done_fn *done,
-                   void *arg)
+void channel_write(const char *route, const char *session, const void *p, size_t n,
+                   channel_done_fn *done, void *arg)
 {
     cleanup_error struct error why = {0};
     struct write *over = NULL;
@@ -202,10 +193,13 @@ void channel_write(const char *route, const char *session, const void *p, size_t
     if (!c || c->silent) {
         error_set(&why, ERR_NOT_FOUND, "there is no open channel of that route and session");
     } else if (n > CHANNEL_MAX_WRITE) {
-        error_set(&why, ERR_TOO_LARGE, "%zu bytes in one write; at most %u are taken", n, CHANNEL_MAX_WRITE);
+        error_set(&why, ERR_TOO_LARGE, "%zu bytes in one write; at most %u are taken", n,
+                  CHANNEL_MAX_WRITE);
     } else if (c->queued + n > CHANNEL_MAX_QUEUED) {
-        error_set(&why, ERR_TOO_LARGE,
-                  "the program has not read %zu bytes that were written before; wait for their answer", c->queued);
+        error_set(
+            &why, ERR_TOO_LARGE,
+            "the program has not read %zu bytes that were written before; wait for their answer",
+            c->queued);
     } else {
         struct write *w = xmalloc(sizeof *w + n);
         *w = (struct write){.n = n, .done = done, .arg = arg};
@@ -237,33 +231,6 @@ static void emit(struct channel *c, const char *p, size_t n)
         c->events.data(c->route, c->session, p, n, c->arg);
 }
 
-static void run_on_vm(struct link *l, const char *script, const char *arg, struct deadline d,
-                      struct command_result *res)
-{
-    const char *const argv[] = {"sh", "-c", script, "sh", arg, NULL};
-    struct error ignored = {0};
-
-    command_run(l,
-                &(struct command_spec){.argv = argv,
-                                       .cwd = "/",
-                                       .timeout_ms = deadline_left(d) < HOME_MS ? deadline_left(d) + 1 : HOME_MS,
-                                       .text = true,
-                                       .collect = true,
-                                       .cap = 4096},
-                NULL, res, &ignored);
-    error_clear(&ignored);
-}
-
-static void remove_home(struct channel *c)
-{
-    struct command_result res;
-
-    if (!c->home || !link_is_up(c->link)) /* a VM that was left is not entered again for this */
-        return;
-    run_on_vm(c->link, "rm -rf -- \"$1\"", c->home, deadline_in(HOME_MS), &res);
-    command_result_free(&res);
-}
-
 struct outcome {
     int code;
     bool transport;
@@ -275,7 +242,8 @@ static struct outcome follow(struct channel *c)
     struct text_join join = {0};
     cleanup_buf struct buf scratch = {0};
     struct outcome end = {-1, false};
-    uint64_t total = 0, most = c->kind == CHANNEL_LOGIN ? CHANNEL_MAX_LOGIN_CHARS : CHANNEL_MAX_BYTES;
+    uint64_t total = 0,
+             most = c->kind == CHANNEL_LOGIN ? CHANNEL_MAX_LOGIN_CHARS : CHANNEL_MAX_BYTES;
     bool over_limit = false;
 
     for (;;) {
@@ -294,7 +262,8 @@ static struct outcome follow(struct channel *c)
             const char *p = chunk.data;
             size_t n = chunk.len;
             if (chunk.channel == VM_STDERR || over_limit)
-                break; /* only a duplex channel has it, and there is no place for it in the contract */
+                break; /* only a duplex channel has it, and there is no place for it in the contract
+                        */
             if (c->kind == CHANNEL_LOGIN)
                 text_join(&join, chunk.data, chunk.len, false, &scratch, &p, &n);
             if ((total += n) > most) {
@@ -345,7 +314,8 @@ static void *channel_main(void *arg)
     while (c->home && !c->silent && link_is_up(c->link))
         wait_change(deadline_in(1000));
     pthread_mutex_unlock(&lock);
-    remove_home(c);
+    if (c->home)
+        login_remove_home(c->link, c->home);
     stream_close(c->stream);
     pthread_mutex_lock(&lock);
     c->stream = NULL;
@@ -362,53 +332,8 @@ static void *channel_main(void *arg)
 
 /* ---- opening ---- */
 
-static const struct login *login_of(const char *key)
-{
-    for (size_t i = 0; key && i < sizeof logins / sizeof *logins; i++) {
-        if (!strcmp(logins[i].key, key))
-            return &logins[i];
-    }
-    return NULL;
-}
-
-static bool is_session_home(const char *path)
-{
-    static const char shape[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
-
-    if (!path || !text_starts(path, LOGIN_ROOT) || strlen(path) != sizeof LOGIN_ROOT + sizeof shape - 2)
-        return false;
-    path += sizeof LOGIN_ROOT - 1;
-    for (size_t i = 0; shape[i]; i++) {
-        bool hex = isdigit((unsigned char)path[i]) || (path[i] >= 'a' && path[i] <= 'f');
-        if (shape[i] == '-' ? path[i] != '-' : !hex)
-            return false;
-    }
-    return true;
-}
-
-/* Fresh, ours, 0700; the folder above must be ours too, or somebody could swap it. */
-static bool make_home(struct channel *c, struct deadline d, struct error *err)
-{
-    static const char script[] =
-        "umask 077; root=${1%/*}; mkdir \"$root\" 2>/dev/null; "
-        "if [ -L \"$root\" ] || ! [ -O \"$root\" ]; then echo \"$root belongs to somebody else\" >&2; exit 1; fi; "
-        "chmod 700 \"$root\" && mkdir -m 700 \"$1\"";
-    struct command_result res;
-
-    run_on_vm(c->link, script, c->home, d, &res);
-    bool ok = res.ran && res.exit_code == 0;
-    if (!ok) {
-        cleanup_buf struct buf shown = {0};
-        text_visible(&shown, res.err.data ? res.err.data : "", res.err.len, 300);
-        error_set(err, res.transport ? res.transport : ERR_UNSAFE,
-                  "make the login's session home on the VM: %s", shown.len ? shown.data : "it did not end in time");
-        free(steal_ptr(c->home)); /* not ours to remove */
-    }
-    command_result_free(&res);
-    return ok;
-}
-
-static bool await_start(struct stream *s, struct deadline d, struct cancel *cancel, struct error *err)
+static bool await_start(struct stream *s, struct deadline d, struct cancel *cancel,
+                        struct error *err)
 {
     enum stream_event event;
     struct stream_chunk chunk;
@@ -425,14 +350,16 @@ static bool await_start(struct stream *s, struct deadline d, struct cancel *canc
 static bool open_stream(struct channel *c, const struct channel_request *req, struct deadline d,
                         struct error *err)
 {
-    const struct login *login = login_of(req->login_key);
+    const struct login *login = login_find(req->login_key);
     struct stream_request sr = {.kind = STREAM_COMMAND, .login_env = true, .argv = req->command};
     cleanup_free char *variable = NULL;
     const char *env[3] = {0};
 
     if (c->kind == CHANNEL_LOGIN) {
-        if (!make_home(c, d, err))
+        if (!login_make_home(c->link, c->home, d, err)) {
+            free(steal_ptr(c->home)); /* not ours to remove */
             return false;
+        }
         variable = xasprintf("%s=%s", login->variable, c->home);
         env[0] = variable;
         env[1] = "TERM=xterm-256color";
@@ -468,10 +395,11 @@ static bool check(const struct channel_request *req, struct error *err)
     if (!req->route || !*req->route)
         return error_set(err, ERR_INVALID, "the channel has no route id");
     if (req->kind == CHANNEL_DUPLEX)
-        return (req->command && req->command[0]) || error_set(err, ERR_INVALID, "the channel has no command");
-    if (!login_of(req->login_key))
+        return (req->command && req->command[0]) ||
+               error_set(err, ERR_INVALID, "the channel has no command");
+    if (!login_find(req->login_key))
         return error_set(err, ERR_INVALID, "the login command must be claude, codex or grok");
-    return is_session_home(req->session_home) ||
+    return login_is_home(req->session_home) ||
            error_set(err, ERR_INVALID, "the session home must be " LOGIN_ROOT "UUID");
 }
 
@@ -524,7 +452,8 @@ char *channel_open(struct link *l, const struct channel_request *req, struct dea
     bool ok = open_stream(c, req, d, err);
     cancel_unwatch(cancel, watch);
     pthread_mutex_lock(&lock);
-    ok = ok && (!c->silent || error_set(err, ERR_CANCELLED, "the channel was closed while it was being opened"));
+    ok = ok && (!c->silent ||
+                error_set(err, ERR_CANCELLED, "the channel was closed while it was being opened"));
     ok = ok && start_thread(c, err);
     c->thread = c->opened = ok;
     char *session = ok ? xstrdup(c->session) : NULL;
@@ -537,7 +466,8 @@ char *channel_open(struct link *l, const struct channel_request *req, struct dea
         return session; /* the thread has our reference */
     if (c->stream)
         stream_close(c->stream);
-    remove_home(c);
+    if (c->home)
+        login_remove_home(c->link, c->home);
     link_unref(steal_ptr(c->link));
     if (c->events.gone)
         c->events.gone(c->arg);

@@ -20,7 +20,7 @@
 struct sink {
     struct text_join join;
     struct buf *kept;
-    size_t room;        /* characters (bytes, when not text) still allowed */
+    size_t room; /* characters (bytes, when not text) still allowed */
     uint64_t left_out;
 };
 
@@ -30,8 +30,8 @@ struct run {
     struct stream *stream;
     struct sink sinks[VM_CHANNELS];
     struct buf scratch;
-    size_t fed;         /* of spec->stdin_data */
-    bool refused;       /* the output callback wants no more */
+    size_t fed;   /* of spec->stdin_data */
+    bool refused; /* the output callback wants no more */
     bool started;
 };
 
@@ -86,7 +86,8 @@ static void close_sinks(struct run *r)
         struct sink *s = &r->sinks[i];
         take(r, i, "", 0, true);
         if (s->left_out)
-            buf_printf(s->kept, "\n[exedev: the output was cut here, %llu bytes more were left out]\n",
+            buf_printf(s->kept,
+                       "\n[exedev: the output was cut here, %llu bytes more were left out]\n",
                        (unsigned long long)s->left_out);
     }
 }
@@ -116,9 +117,11 @@ static bool check_env(const char *const *env, struct error *err)
         }
         if (!good || *p != '=') {
             size_t n = strcspn(*env, "=");
-            return error_set(err, ERR_INVALID,
-                             "\"%.*s\" is no name for an environment variable: letters, digits and _, and no "
-                             "digit first", (int)(n < 80 ? n : 80), *env);
+            return error_set(
+                err, ERR_INVALID,
+                "\"%.*s\" is no name for an environment variable: letters, digits and _, and no "
+                "digit first",
+                (int)(n < 80 ? n : 80), *env);
         }
     }
     return true;
@@ -145,7 +148,7 @@ static struct stream *start(struct run *r, struct link *l, struct cancel *cancel
                            .source_nvm = spec->source_nvm,
                            .durable = spec->durable,
                            .no_stdin = !spec->input && !spec->stdin_len,
-                           .timeout_ms = left == INT64_MAX    ? 0
+                           .timeout_ms = left == INT64_MAX   ? 0
                                          : left > UINT32_MAX ? UINT32_MAX
                                          : left < 1          ? 1
                                                              : (uint32_t)left,
@@ -256,8 +259,8 @@ static void set_exit(struct run *r, const struct stream_chunk *c)
         res->exit_code = c->signal ? 128 + c->signal : c->status;
 }
 
-/* As a shell would: 127 when there is no such command, 126 when it cannot be run; 1 when its folder cannot be
- * entered. */
+/* As a shell would: 127 when there is no such command, 126 when it cannot be run; 1 when its folder
+ * cannot be entered. */
 static void on_failed(struct run *r, int code, const struct error *why)
 {
     if ((code & ~VM_FAIL_CWD) == ECANCELED) { /* our kill came first */
@@ -268,7 +271,8 @@ static void on_failed(struct run *r, int code, const struct error *why)
     say(r, why->msg && *why->msg ? why->msg : strerror(code & ~VM_FAIL_CWD));
 }
 
-/* A kill that the helper does not confirm in time is left to it; the caller sees confirmed == false. */
+/* A kill that the helper does not confirm in time is left to it; the caller sees confirmed ==
+ * false. */
 struct ending {
     bool asked;
     struct deadline by;
@@ -284,7 +288,8 @@ static void ask_end(struct run *r, struct ending *e)
 }
 
 /* Events until the last one. False: the call fails by transport, err says why. */
-static bool follow(struct run *r, struct deadline backstop, struct cancel *cancel, struct error *err)
+static bool follow(struct run *r, struct deadline backstop, struct cancel *cancel,
+                   struct error *err)
 {
     struct ending end = {.by = DEADLINE_NEVER};
 
@@ -292,8 +297,8 @@ static bool follow(struct run *r, struct deadline backstop, struct cancel *cance
         enum stream_event event;
         struct stream_chunk c;
         cleanup_error struct error why = {0};
-        if (stream_next(r->stream, &event, &c, end.asked ? end.by : backstop, end.asked ? NULL : cancel,
-                        &why)) {
+        if (stream_next(r->stream, &event, &c, end.asked ? end.by : backstop,
+                        end.asked ? NULL : cancel, &why)) {
             switch (event) {
             case STREAM_STARTED:
                 r->started = true;
@@ -361,8 +366,9 @@ bool command_run(struct link *l, const struct command_spec *spec, struct cancel 
     }
     bool ok = r.stream && feeder_start(&feeder, &r, &why);
     if (ok) {
-        struct deadline backstop =
-            spec->timeout_ms > 0 ? deadline_in(deadline_left(d) + TIMEOUT_MARGIN_MS) : DEADLINE_NEVER;
+        struct deadline backstop = spec->timeout_ms > 0
+                                       ? deadline_in(deadline_left(d) + TIMEOUT_MARGIN_MS)
+                                       : DEADLINE_NEVER;
         ok = follow(&r, backstop, cancel, &why);
     }
     feeder_end(&feeder);

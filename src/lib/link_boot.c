@@ -1,5 +1,5 @@
-/* From the start of a session to both HELLOs (PROTOCOL.vm section 6): what the far end says before is
- * noise that may explain a failure, or a request for the helper. */
+/* From the start of a session to both HELLOs (PROTOCOL.vm section 6): what the far end says before
+ * is noise that may explain a failure, or a request for the helper. */
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
@@ -60,7 +60,8 @@ static bool more(struct link *l, struct connection *c, struct deadline d, struct
                               {.fd = cancel_fd(stop), .events = POLLIN}};
         int ready = poll(p, 3, deadline_poll(d));
         if (cancel_fired(stop))
-            return error_set(err, ERR_CANCELLED, "connecting to VM %s was cancelled", link_label(l));
+            return error_set(err, ERR_CANCELLED, "connecting to VM %s was cancelled",
+                             link_label(l));
         if (ready == 0) {
             explain(l, c, -1, err);
             if (err && err->code == ERR_NETWORK)
@@ -93,13 +94,14 @@ static void consume(struct connection *c, size_t n)
     memmove(c->in, c->in + n, c->in_len);
 }
 
-static bool send_all(struct link *l, struct connection *c, const void *p, size_t n, struct deadline d,
-                     struct error *err)
+static bool send_all(struct link *l, struct connection *c, const void *p, size_t n,
+                     struct deadline d, struct error *err)
 {
     if (io_write_all(c->fd, p, n, d, err))
         return true;
     if (err && err->code == ERR_TIMEOUT)
-        return error_set(err, ERR_TIMEOUT, "VM %s: timed out while sending our helper", link_label(l));
+        return error_set(err, ERR_TIMEOUT, "VM %s: timed out while sending our helper",
+                         link_label(l));
     return ended_early(l, c, err);
 }
 
@@ -110,7 +112,8 @@ static bool upload(struct link *l, struct connection *c, const char *what, struc
     char machine[32] = "";
 
     if (c->needed.len)
-        return error_set(err, ERR_PROTOCOL, "VM %s asked for our helper a second time", link_label(l));
+        return error_set(err, ERR_PROTOCOL, "VM %s asked for our helper a second time",
+                         link_label(l));
     buf_puts(&c->needed, what);
     sscanf(what, "%31s", machine);
     log_debug("VM %s: sending the helper for %s", link_label(l), what);
@@ -145,10 +148,11 @@ static bool lines(struct link *l, struct connection *c, struct deadline d, struc
         } else if (text_starts(ours, "FAIL ")) {
             cleanup_buf struct buf shown = {0};
             text_visible(&shown, ours + 5, strlen(ours + 5), 500);
-            return error_set(err, ERR_UNSUPPORTED,
-                             "VM %s: our helper could not be started there: %s. It needs a folder in "
-                             "~/.cache, the runtime folder or /tmp where programs may run",
-                             link_label(l), shown.data);
+            return error_set(
+                err, ERR_UNSUPPORTED,
+                "VM %s: our helper could not be started there: %s. It needs a folder in "
+                "~/.cache, the runtime folder or /tmp where programs may run",
+                link_label(l), shown.data);
         }
     }
     if (c->in_len > LINK_IN_SIZE / 2) { /* one endless line; the magic may lie across the cut */
@@ -179,10 +183,11 @@ static bool find_hello(struct link *l, struct connection *c, struct deadline d, 
             sshfail_onboarding(c->in, c->in_len))
             return explain(l, c, -1, err);
         if (noise > NOISE_MOST)
-            return error_set(err, ERR_PROTOCOL,
-                             "VM %s answered with over %u MB of text instead of starting our helper; "
-                             "look at the login user's profile there",
-                             link_label(l), NOISE_MOST >> 20);
+            return error_set(
+                err, ERR_PROTOCOL,
+                "VM %s answered with over %u MB of text instead of starting our helper; "
+                "look at the login user's profile there",
+                link_label(l), NOISE_MOST >> 20);
         if (!more(l, c, d, stop, err))
             return false;
     }
@@ -221,12 +226,15 @@ static bool take_hello(struct link *l, const char *p, size_t n, struct error *er
     cleanup_free char *runtime = cursor_strdup(&c, VM_MAX_MESSAGE);
     uint32_t flags = cursor_u32(&c);
     if (c.bad || c.left)
-        return error_set(err, ERR_PROTOCOL, "VM %s: what answers as our helper breaks its protocol (HELLO)",
+        return error_set(err, ERR_PROTOCOL,
+                         "VM %s: what answers as our helper breaks its protocol (HELLO)",
                          link_label(l));
     if (strcmp(build, exedev_vm_build))
-        return error_set(err, ERR_PROTOCOL, "VM %s: its helper is another build than ours", link_label(l));
+        return error_set(err, ERR_PROTOCOL, "VM %s: its helper is another build than ours",
+                         link_label(l));
     if (!text_is_utf8(home, strlen(home)) || home[0] != '/')
-        return error_set(err, ERR_PROTOCOL, "VM %s: the login user has no home directory", link_label(l));
+        return error_set(err, ERR_PROTOCOL, "VM %s: the login user has no home directory",
+                         link_label(l));
     remember(l, &l->home, steal_ptr(home));
     remember(l, &l->remote_user, steal_ptr(user));
     l->facts = flags;
@@ -259,9 +267,12 @@ bool link_boot(struct link *l, struct connection *c, struct deadline d, struct c
     struct cursor head = {.p = (const unsigned char *)c->in, .left = VM_HEADER};
     uint32_t len = cursor_u32(&head);
     uint8_t type = cursor_u8(&head), channel = cursor_u8(&head);
-    if (len > VM_MAX_PAYLOAD || type != VM_HELLO || channel || cursor_u16(&head) || cursor_u32(&head))
-        return error_set(err, ERR_PROTOCOL, "VM %s: what answers as our helper breaks its protocol (first "
-                         "frame)", link_label(l));
+    if (len > VM_MAX_PAYLOAD || type != VM_HELLO || channel || cursor_u16(&head) ||
+        cursor_u32(&head))
+        return error_set(err, ERR_PROTOCOL,
+                         "VM %s: what answers as our helper breaks its protocol (first "
+                         "frame)",
+                         link_label(l));
     while (c->in_len < VM_HEADER + len) {
         if (!more(l, c, d, stop, err))
             return false;

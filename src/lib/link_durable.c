@@ -1,5 +1,5 @@
-/* Durable streams over a reconnect (PROTOCOL.vm section 5): each side says how far it got, and goes on
- * from that byte. All with the link's lock held. */
+/* Durable streams over a reconnect (PROTOCOL.vm section 5): each side says how far it got, and goes
+ * on from that byte. All with the link's lock held. */
 #include "base/alloc.h"
 #include "lib/link_private.h"
 
@@ -26,7 +26,8 @@ void link_send_resume(struct link *l)
     link_send_buf(l, &frame);
 }
 
-/* What the helper has granted again was read; but the first grant of a connection is its empty buffer. */
+/* What the helper has granted again was read; but the first grant of a connection is its empty
+ * buffer. */
 void stream_note_credit(struct stream *s, uint32_t n)
 {
     s->in_granted += n;
@@ -102,8 +103,10 @@ bool link_on_resumed(struct link *l, struct cursor *c)
         if (known && !go_on(s, stdin_got))
             return false;
         if (!known) {
-            error_set(&s->failure, ERR_NETWORK,
-                      "VM %s: network: the connection broke, and the VM no longer knows the command", link_label(l));
+            error_set(
+                &s->failure, ERR_NETWORK,
+                "VM %s: network: the connection broke, and the VM no longer knows the command",
+                link_label(l));
             stream_finish(s, STREAM_BROKEN);
         }
     }

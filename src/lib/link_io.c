@@ -1,6 +1,6 @@
 /* Frames (PROTOCOL.vm section 1). Writers put whole frames under the link's lock, straight into the
- * socket while it takes them; what it does not take waits in `out` for the link's thread, which reads,
- * dispatches and never waits for a writer. */
+ * socket while it takes them; what it does not take waits in `out` for the link's thread, which
+ * reads, dispatches and never waits for a writer. */
 #include <endian.h>
 #include <errno.h>
 #include <poll.h>
@@ -116,7 +116,8 @@ static bool flush(struct link *l)
 
 static bool broke_rule(struct link *l, struct error *err, const char *what)
 {
-    return error_set(err, ERR_PROTOCOL, "VM %s: its helper broke the protocol (%s); the connection was closed",
+    return error_set(err, ERR_PROTOCOL,
+                     "VM %s: its helper broke the protocol (%s); the connection was closed",
                      link_label(l), what);
 }
 
@@ -176,11 +177,13 @@ static bool take_fail(struct link *l, struct stream *s, struct cursor *c, struct
     return true;
 }
 
-static bool on_credit(struct link *l, struct stream *s, int channel, struct cursor *c, struct error *err)
+static bool on_credit(struct link *l, struct stream *s, int channel, struct cursor *c,
+                      struct error *err)
 {
     uint32_t n = cursor_u32(c);
 
-    if (c->bad || c->left || channel != VM_STDIN || n > VM_MAX_CREDIT || s->in_credit + n > VM_MAX_CREDIT)
+    if (c->bad || c->left || channel != VM_STDIN || n > VM_MAX_CREDIT ||
+        s->in_credit + n > VM_MAX_CREDIT)
         return broke_rule(l, err, "CREDIT");
     s->in_credit += n;
     if (s->durable)
@@ -189,8 +192,8 @@ static bool on_credit(struct link *l, struct stream *s, int channel, struct curs
     return true;
 }
 
-static bool stream_frame(struct link *l, int type, int channel, uint32_t number, const char *p, size_t n,
-                         struct error *err)
+static bool stream_frame(struct link *l, int type, int channel, uint32_t number, const char *p,
+                         size_t n, struct error *err)
 {
     struct cursor c = {.p = (const unsigned char *)p, .left = n};
     struct stream *s = link_find(l, number);
@@ -316,13 +319,14 @@ static bool ended(struct link *l, struct error *err)
         from--;
     cleanup_buf struct buf shown = {0};
     text_visible(&shown, said + from, n - from, 300);
-    cleanup_free char *how =
-        status == -1          ? xstrdup("")
-        : WIFSIGNALED(status) ? xasprintf(" (ssh was killed by signal %d)", WTERMSIG(status))
-                              : xasprintf(" (ssh ended with status %d)", WEXITSTATUS(status));
-    return error_set(err, ERR_NETWORK,
-                     "VM %s: network: the connection broke%s%s%s. It is opened again with the next command",
-                     link_label(l), how, shown.len ? ": " : "", shown.len ? shown.data : "");
+    cleanup_free char *how = status == -1 ? xstrdup("")
+                             : WIFSIGNALED(status)
+                                 ? xasprintf(" (ssh was killed by signal %d)", WTERMSIG(status))
+                                 : xasprintf(" (ssh ended with status %d)", WEXITSTATUS(status));
+    return error_set(
+        err, ERR_NETWORK,
+        "VM %s: network: the connection broke%s%s%s. It is opened again with the next command",
+        link_label(l), how, shown.len ? ": " : "", shown.len ? shown.data : "");
 }
 
 void link_start_close(struct link *l, int ms)
@@ -371,10 +375,11 @@ static bool heartbeat(struct link *l, int64_t heard, int64_t *next, struct error
     int64_t now = now_ms();
 
     if (now - heard >= l->dead_ms)
-        return error_set(err, ERR_NETWORK,
-                         "VM %s: network: nothing was heard from it for %d s (timed out); the connection was "
-                         "given up. It is opened again with the next command",
-                         link_label(l), (int)((now - heard) / 1000));
+        return error_set(
+            err, ERR_NETWORK,
+            "VM %s: network: nothing was heard from it for %d s (timed out); the connection was "
+            "given up. It is opened again with the next command",
+            link_label(l), (int)((now - heard) / 1000));
     if (now >= *next) {
         uint64_t be = htobe64((uint64_t)now);
         *next = now + l->heartbeat_ms;
@@ -418,7 +423,8 @@ void link_serve(struct link *l, struct error *err)
             c->in_len += (size_t)got;
             ok = dispatch(l, err);
         } else if (got == 0 || (sys != EAGAIN && sys != EINTR)) {
-            ok = l->closing ? error_set(err, ERR_CANCELLED, "VM %s: the connection was closed", link_label(l))
+            ok = l->closing ? error_set(err, ERR_CANCELLED, "VM %s: the connection was closed",
+                                        link_label(l))
                             : ended(l, err);
         }
         ok = ok && heartbeat(l, heard, &next, err);

@@ -1,5 +1,6 @@
-/* What the files of link share: link.c (registry, connecting), link_ssh.c (the ssh process), link_boot.c
- * (until HELLO), link_io.c (frames), link_durable.c (RESUME), link_stream.c (streams). */
+/* What the files of link share: link.c (connecting), link_registry.c, link_ssh.c (the ssh process),
+ * link_boot.c (until HELLO), link_io.c (frames), link_durable.c (RESUME), link_stream.c (streams).
+ */
 #ifndef LIB_LINK_PRIVATE_H
 #define LIB_LINK_PRIVATE_H
 
@@ -11,7 +12,7 @@
 #include "base/vmproto.h"
 #include "lib/link.h"
 
-#define LINK_OUT_LOW (128u << 10)  /* writers of stdin and requests wait above this */
+#define LINK_OUT_LOW (128u << 10) /* writers of stdin and requests wait above this */
 #define LINK_IN_SIZE (128u << 10)
 #define LINK_BUCKETS 64u
 #define LINK_WINDOW_MAX (8u << 20) /* what a stream's window grows to while its reader keeps up */
@@ -25,57 +26,57 @@ struct node {
 };
 
 struct stream {
-    struct link *link;          /* referenced */
+    struct link *link; /* referenced */
     uint32_t number;
-    struct stream *next;        /* in its bucket */
-    bool listed;                /* the helper has not closed it yet */
-    bool abandoned;             /* the caller has closed it: freed when the helper has */
+    struct stream *next; /* in its bucket */
+    bool listed;         /* the helper has not closed it yet */
+    bool abandoned;      /* the caller has closed it: freed when the helper has */
     bool durable, manual;
     pthread_cond_t ready;
-    struct node *head, *tail;   /* events not yet given out */
-    struct node *current;       /* the data given out last */
-    bool over;                  /* the last event is in the queue, or was given out */
-    struct stream_chunk end;    /* STREAM_EXIT's */
-    struct error failure;       /* STREAM_FAILED's, STREAM_BROKEN's */
+    struct node *head, *tail; /* events not yet given out */
+    struct node *current;     /* the data given out last */
+    bool over;                /* the last event is in the queue, or was given out */
+    struct stream_chunk end;  /* STREAM_EXIT's */
+    struct error failure;     /* STREAM_FAILED's, STREAM_BROKEN's */
 
     /* stdout and stderr; indexed by channel */
     uint32_t window[VM_CHANNELS];
-    uint64_t credit[VM_CHANNELS];   /* what the helper may still send */
-    uint64_t owed[VM_CHANNELS];     /* consumed, not granted again yet */
-    uint64_t got[VM_CHANNELS];      /* received in all */
-    uint64_t queued[VM_CHANNELS];   /* received, not consumed */
+    uint64_t credit[VM_CHANNELS]; /* what the helper may still send */
+    uint64_t owed[VM_CHANNELS];   /* consumed, not granted again yet */
+    uint64_t got[VM_CHANNELS];    /* received in all */
+    uint64_t queued[VM_CHANNELS]; /* received, not consumed */
     bool eof[VM_CHANNELS];
 
     /* stdin */
     uint64_t in_credit, in_sent, in_granted;
-    bool in_eof;                /* EOF was asked for and sent */
-    bool want_write;            /* STREAM_WRITABLE is owed once there is room again */
+    bool in_eof;     /* EOF was asked for and sent */
+    bool want_write; /* STREAM_WRITABLE is owed once there is room again */
     bool writer_waits;
-    struct buf unacked;         /* durable: sent, perhaps not read; its last byte is in_sent - 1 */
-    struct buf resend;          /* durable: to be sent again after a reconnect, before anything new */
-    uint64_t ack_base;          /* in_granted counts from here */
-    bool waits_resume;          /* durable: named in RESUME, not yet answered */
+    struct buf unacked; /* durable: sent, perhaps not read; its last byte is in_sent - 1 */
+    struct buf resend;  /* durable: to be sent again after a reconnect, before anything new */
+    uint64_t ack_base;  /* in_granted counts from here */
+    bool waits_resume;  /* durable: named in RESUME, not yet answered */
     uint32_t kill_signal, kill_scope;
-    bool kill_asked;            /* durable: said again after a reconnect */
+    bool kill_asked; /* durable: said again after a reconnect */
 };
 
 struct connection {
-    int fd;                     /* the frames' socket; -1: none */
-    int err_fd;                 /* ssh's stderr */
+    int fd;     /* the frames' socket; -1: none */
+    int err_fd; /* ssh's stderr */
     struct child child;
-    char *in;                   /* LINK_IN_SIZE bytes */
+    char *in; /* LINK_IN_SIZE bytes */
     size_t in_len;
-    struct buf chatter;         /* stdout before HELLO */
-    struct buf errors;          /* stderr, its last part */
-    struct buf needed;          /* "MACHINE DIR" once an upload was asked for */
-    int pinned_fd;              /* known hosts that are pinned */
+    struct buf chatter; /* stdout before HELLO */
+    struct buf errors;  /* stderr, its last part */
+    struct buf needed;  /* "MACHINE DIR" once an upload was asked for */
+    int pinned_fd;      /* known hosts that are pinned */
 };
 
 enum link_state { LINK_DOWN, LINK_CONNECTING, LINK_UP };
 
 struct link {
     atomic_int refs;
-    struct link *next;          /* registry */
+    struct link *next; /* registry */
     bool registered;
     char *id;
 
@@ -83,38 +84,39 @@ struct link {
     char *vm_name, *host, *user, *identity_file, *agent_socket, *strict, *known_hosts;
     char *ssh_config_file, *marker, *session;
     char **local_argv;
-    int key_fd;                 /* our own opening of the key's memfd; -1: none */
+    int key_fd; /* our own opening of the key's memfd; -1: none */
     int port, keep_alive_seconds, heartbeat_ms, dead_ms, grace_ms, pace_burst, keep_ms;
     bool durable;
     _Atomic bool fresh;
 
-    pthread_mutex_t lock;       /* all below */
-    pthread_cond_t changed;     /* state, attempts, room to write, number of streams */
+    pthread_mutex_t lock;   /* all below */
+    pthread_cond_t changed; /* state, attempts, room to write, number of streams */
     enum link_state state;
-    bool thread;                /* the link's thread lives */
-    bool resuming;              /* durable streams wait for the connection that is being made */
-    bool closing;               /* it is to go down: BYE was sent, or no connection is wanted */
-    int64_t close_by;           /* closing: without waiting any longer for the answer to BYE */
-    struct cancel *stop;        /* of the connection attempt under way */
-    unsigned attempts;          /* finished ones */
-    bool orphaned;              /* all who waited for this attempt have left: it is being stopped */
-    struct error failure;       /* of the last attempt, or of the connection */
+    bool thread;          /* the link's thread lives */
+    bool resuming;        /* durable streams wait for the connection that is being made */
+    bool closing;         /* it is to go down: BYE was sent, or no connection is wanted */
+    int64_t close_by;     /* closing: without waiting any longer for the answer to BYE */
+    struct cancel *stop;  /* of the connection attempt under way */
+    unsigned attempts;    /* finished ones */
+    bool orphaned;        /* all who waited for this attempt have left: it is being stopped */
+    struct error failure; /* of the last attempt, or of the connection */
     int waiters;
-    int wake;                   /* eventfd: the thread should look at `out` and `closing` */
-    struct connection conn;     /* the thread's, but conn.fd may be written to under the lock while UP */
-    struct buf out;             /* frames that did not fit into the socket */
+    int wake; /* eventfd: the thread should look at `out` and `closing` */
+    struct connection
+        conn;       /* the thread's, but conn.fd may be written to under the lock while UP */
+    struct buf out; /* frames that did not fit into the socket */
     size_t out_at;
-    bool opening;               /* a request of several OPEN frames is being sent */
-    bool bye;                   /* the helper has answered BYE */
+    bool opening; /* a request of several OPEN frames is being sent */
+    bool bye;     /* the helper has answered BYE */
 
     struct stream *streams[LINK_BUCKETS];
-    unsigned listed;            /* streams in the table */
+    unsigned listed; /* streams in the table */
     uint32_t last_number;
     int64_t idle_since;
 
     char *home, *remote_user;
-    uint32_t facts;             /* VM_HELLO_... flags */
-    char *old_facts[8];         /* strings handed out must live as long as the link */
+    uint32_t facts;     /* VM_HELLO_... flags */
+    char *old_facts[8]; /* strings handed out must live as long as the link */
 
     unsigned end_asked, end_answered;
     uint32_t ended, end_left;
@@ -127,13 +129,17 @@ void link_wake_fn(void *link);                /* a cancel_watch: broadcasts `cha
 void link_cond_init(pthread_cond_t *c);
 bool link_wait(pthread_cond_t *c, pthread_mutex_t *m, struct deadline d); /* false: it passed */
 
+/* link_registry.c: every link, each referenced; the list is the caller's. */
+struct link **link_all(size_t *n);
+
 /* link_ssh.c */
 bool connection_start(struct link *l, struct connection *c, struct error *err);
 void connection_end(struct connection *c, int grace_ms);
 /* Reads what ssh has said on stderr, without waiting. False at its end. */
 bool connection_read_errors(struct connection *c);
 
-/* link_boot.c: reads up to HELLO (uploading the helper where asked), answers it, takes the facts. */
+/* link_boot.c: reads up to HELLO (uploading the helper where asked), answers it, takes the facts.
+ */
 bool link_boot(struct link *l, struct connection *c, struct deadline d, struct cancel *stop,
                struct error *err);
 

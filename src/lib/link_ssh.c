@@ -47,8 +47,9 @@ static bool path_option(struct words *w, const char *name, const char *path, str
     cleanup_buf struct buf b = {0};
 
     if (strstr(path, "${") || strpbrk(path, "\r\n"))
-        return error_set(err, ERR_INVALID, "%s: a path with \"${\" or a line break cannot be given to ssh: %s",
-                         name, path);
+        return error_set(err, ERR_INVALID,
+                         "%s: a path with \"${\" or a line break cannot be given to ssh: %s", name,
+                         path);
     for (const char *p = path; *p; p++) {
         if (*p == '"' || *p == '\\')
             buf_putc(&b, '\\');
@@ -113,11 +114,24 @@ static char *bootstrap(const struct link *l)
 static void plain_options(struct words *w, const struct link *l)
 {
     static const char *const fixed[] = {
-        "BatchMode=yes", "RequestTTY=no", "UpdateHostKeys=no", "ConnectTimeout=15",
-        "ConnectionAttempts=1", "TCPKeepAlive=yes", "CheckHostIP=no", "ControlMaster=no",
-        "ControlPath=none", "EscapeChar=none", "PermitLocalCommand=no", "ClearAllForwardings=yes",
-        "ForwardAgent=no", "ForwardX11=no", "LogLevel=INFO", "Compression=no",
-        /* With AES in the processor twice as fast as OpenSSH's first choice, which stays in the list. */
+        "BatchMode=yes",
+        "RequestTTY=no",
+        "UpdateHostKeys=no",
+        "ConnectTimeout=15",
+        "ConnectionAttempts=1",
+        "TCPKeepAlive=yes",
+        "CheckHostIP=no",
+        "ControlMaster=no",
+        "ControlPath=none",
+        "EscapeChar=none",
+        "PermitLocalCommand=no",
+        "ClearAllForwardings=yes",
+        "ForwardAgent=no",
+        "ForwardX11=no",
+        "LogLevel=INFO",
+        "Compression=no",
+        /* With AES in the processor twice as fast as OpenSSH's first choice, which stays in the
+           list. */
         "Ciphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com",
     };
 
@@ -128,7 +142,8 @@ static void plain_options(struct words *w, const struct link *l)
     word(w, "-o");
     word(w, "ServerAliveInterval=%d", l->heartbeat_ms < 1000 ? 1 : l->heartbeat_ms / 1000);
     word(w, "-o");
-    word(w, "ServerAliveCountMax=%d", l->dead_ms / (l->heartbeat_ms < 1000 ? 1000 : l->heartbeat_ms) + 1);
+    word(w, "ServerAliveCountMax=%d",
+         l->dead_ms / (l->heartbeat_ms < 1000 ? 1000 : l->heartbeat_ms) + 1);
     word(w, "-p");
     word(w, "%d", l->port);
 }

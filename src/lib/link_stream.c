@@ -1,5 +1,5 @@
-/* Streams: the table, the queue of events of each, credit both ways. One lock for all of a link: what
- * is done under it is short. */
+/* Streams: the table, the queue of events of each, credit both ways. One lock for all of a link:
+ * what is done under it is short. */
 #include <errno.h>
 #include <string.h>
 
@@ -135,7 +135,8 @@ void link_break_streams(struct link *l, bool durable_too, const struct error *wh
             if (s->durable && !durable_too && !s->abandoned) {
                 s->waits_resume = true;
                 s->in_credit = 0;
-                s->credit[VM_STDOUT] = s->credit[VM_STDERR] = 0; /* nothing may come before RESUMED */
+                s->credit[VM_STDOUT] = s->credit[VM_STDERR] =
+                    0; /* nothing may come before RESUMED */
                 continue;
             }
             error_copy(&s->failure, why);
@@ -167,13 +168,17 @@ static bool put_strings(struct buf *b, const char *const *list, size_t *total, s
     for (uint32_t i = 0; i < n; i++) {
         size_t len = strlen(list[i]);
         if (len > VM_MAX_STRING)
-            return error_set(err, ERR_TOO_LARGE,
-                             "an argument or variable of %zu bytes: Linux takes at most %u in one (pass "
-                             "it on stdin or in a file)", len, VM_MAX_STRING);
+            return error_set(
+                err, ERR_TOO_LARGE,
+                "an argument or variable of %zu bytes: Linux takes at most %u in one (pass "
+                "it on stdin or in a file)",
+                len, VM_MAX_STRING);
         if ((*total += len + 1) > VM_MAX_ARGS)
-            return error_set(err, ERR_TOO_LARGE,
-                             "arguments and environment are over %u bytes together: pass the bulk on "
-                             "stdin or in a file", VM_MAX_ARGS);
+            return error_set(
+                err, ERR_TOO_LARGE,
+                "arguments and environment are over %u bytes together: pass the bulk on "
+                "stdin or in a file",
+                VM_MAX_ARGS);
         buf_put_str(b, list[i], len);
     }
     return true;
@@ -193,7 +198,8 @@ static bool build_request(const struct link *l, const struct stream_request *r, 
     if (!r->argv || !r->argv[0])
         return error_set(err, ERR_INVALID, "no command was given");
     if (strlen(cwd) >= 4096)
-        return error_set(err, ERR_TOO_LARGE, "the working directory's path is longer than 4095 bytes");
+        return error_set(err, ERR_TOO_LARGE,
+                         "the working directory's path is longer than 4095 bytes");
     buf_put_u8(b, (uint8_t)r->kind);
     buf_put_u32(b, flags);
     buf_put_u32(b, r->timeout_ms);
@@ -214,8 +220,8 @@ static void wake_stream(void *arg)
     pthread_mutex_unlock(&s->link->lock);
 }
 
-static bool waited_out(struct deadline d, struct cancel *cancel, const char *what, const struct link *l,
-                       struct error *err)
+static bool waited_out(struct deadline d, struct cancel *cancel, const char *what,
+                       const struct link *l, struct error *err)
 {
     if (cancel_fired(cancel))
         return error_set(err, ERR_CANCELLED, "VM %s: %s was cancelled", link_label(l), what);
@@ -237,7 +243,8 @@ static void send_request(struct link *l, struct stream *s, const struct buf *b)
             pthread_cond_wait(&l->changed, &l->lock);
         if (!s->listed || l->state != LINK_UP)
             break;
-        link_send(l, VM_OPEN, at + n < b->len ? VM_OPEN_MORE : VM_OPEN_LAST, s->number, b->data + at, n);
+        link_send(l, VM_OPEN, at + n < b->len ? VM_OPEN_MORE : VM_OPEN_LAST, s->number,
+                  b->data + at, n);
         at += n;
     } while (at < b->len);
     l->opening = false;
@@ -306,7 +313,8 @@ static bool can_write(const struct stream *s)
            (s->in_credit && !s->resend.len && link_out_waiting(s->link) <= LINK_OUT_LOW);
 }
 
-static void give(struct stream *s, enum stream_event *event, struct stream_chunk *chunk, struct error *err)
+static void give(struct stream *s, enum stream_event *event, struct stream_chunk *chunk,
+                 struct error *err)
 {
     struct node *n = s->head;
 
@@ -406,8 +414,8 @@ ssize_t stream_write_some(struct stream *s, const void *p, size_t n)
     return done;
 }
 
-bool stream_write(struct stream *s, const void *p, size_t n, struct deadline d, struct cancel *cancel,
-                  struct error *err)
+bool stream_write(struct stream *s, const void *p, size_t n, struct deadline d,
+                  struct cancel *cancel, struct error *err)
 {
     struct link *l = s->link;
     const char *at = p;
@@ -419,7 +427,8 @@ bool stream_write(struct stream *s, const void *p, size_t n, struct deadline d, 
         ssize_t done = write_some(s, at, n);
         if (done < 0) {
             ok = s->failure.code == ERR_NONE
-                     ? error_set(err, ERR_NOT_FOUND, "VM %s: the command reads no more", link_label(l))
+                     ? error_set(err, ERR_NOT_FOUND, "VM %s: the command reads no more",
+                                 link_label(l))
                      : (error_copy(err, &s->failure), false);
             break;
         }
@@ -470,8 +479,8 @@ void stream_kill(struct stream *s, int sig, int scope)
 
 void stream_resize(struct stream *s, uint16_t rows, uint16_t cols)
 {
-    unsigned char be[4] = {(unsigned char)(rows >> 8), (unsigned char)rows, (unsigned char)(cols >> 8),
-                           (unsigned char)cols};
+    unsigned char be[4] = {(unsigned char)(rows >> 8), (unsigned char)rows,
+                           (unsigned char)(cols >> 8), (unsigned char)cols};
 
     pthread_mutex_lock(&s->link->lock);
     if (s->listed && !s->waits_resume)

@@ -70,8 +70,8 @@ static int64_t take_turn(const char *path, int burst, struct error *err)
     return 0;
 }
 
-bool pace_wait(const char *dir, const char *host, int burst, struct deadline d, struct cancel *cancel,
-               struct error *err)
+bool pace_wait(const char *dir, const char *host, int burst, struct deadline d,
+               struct cancel *cancel, struct error *err)
 {
     cleanup_free char *address = counted_address(host);
 
@@ -90,10 +90,11 @@ bool pace_wait(const char *dir, const char *host, int burst, struct deadline d, 
         if (wait <= 0)
             return wait == 0;
         if (deadline_left(d) < wait)
-            return error_set(err, ERR_TIMEOUT,
-                             "timed out: %d connections to %s (%s) were opened in the last %d seconds, "
-                             "the next may go in %lld ms: try again then",
-                             burst, host, address, PACE_WINDOW_MS / 1000, (long long)wait);
+            return error_set(
+                err, ERR_TIMEOUT,
+                "timed out: %d connections to %s (%s) were opened in the last %d seconds, "
+                "the next may go in %lld ms: try again then",
+                burst, host, address, PACE_WINDOW_MS / 1000, (long long)wait);
         struct pollfd pfd = {.fd = cancel_fd(cancel), .events = POLLIN};
         poll(&pfd, 1, (int)wait + 1);
         if (cancel_fired(cancel))

@@ -16,7 +16,7 @@
 /* Waits until one more connection to host may be opened, and counts it. burst 0: PACE_BURST. A host
  * that does not resolve is let through at once: whoever connects says so better. ERR_TIMEOUT,
  * ERR_CANCELLED, or ERR_SYSTEM when the folder cannot be used. */
-bool pace_wait(const char *dir, const char *host, int burst, struct deadline d, struct cancel *cancel,
-               struct error *err);
+bool pace_wait(const char *dir, const char *host, int burst, struct deadline d,
+               struct cancel *cancel, struct error *err);
 
 #endif

@@ -56,7 +56,8 @@ static char *last_line(const char *text)
     return buf_steal(&b);
 }
 
-/* What a line of ssh's own says, and what that means. In this order: the cause before its effect. */
+/* What a line of ssh's own says, and what that means. In this order: the cause before its effect.
+ */
 static const struct rule {
     const char *text;
     enum error_code code;
@@ -70,17 +71,20 @@ static const struct rule {
     {"host key is known for", ERR_HOST_KEY, "the host key is not known, and checking is strict",
      "Put the host's key into sshKnownHosts, or set strictHostKeyChecking to accept-new"},
     {"Host key verification failed", ERR_HOST_KEY, "the host key could not be verified",
-     "Compare the host's fingerprint with the published one, and correct sshKnownHosts or the state "
+     "Compare the host's fingerprint with the published one, and correct sshKnownHosts or the "
+     "state "
      "folder's known_hosts"},
     {"invalid format", ERR_AUTH, "the private key is in a format that this OpenSSH cannot read",
      "Convert it (ssh-keygen -p -f KEY rewrites a key in OpenSSH's own format) and set it again"},
-    {"error in libcrypto", ERR_AUTH, "the private key is damaged or in a format that this OpenSSH cannot read",
+    {"error in libcrypto", ERR_AUTH,
+     "the private key is damaged or in a format that this OpenSSH cannot read",
      "Paste the whole key again, from BEGIN to END"},
     {"UNPROTECTED PRIVATE KEY FILE", ERR_AUTH, "the private key file can be read by others",
      "chmod 600 the file"},
     {"incorrect passphrase", ERR_AUTH, "the private key has a passphrase",
      "Use a key without one, or an agent (sshAgentSocket)"},
-    {"Too many authentication failures", ERR_AUTH, "the server saw too many keys that it does not know",
+    {"Too many authentication failures", ERR_AUTH,
+     "the server saw too many keys that it does not know",
      "Set sshPrivateKey or sshIdentityFile, so that only that key is offered"},
     {"Permission denied (", ERR_AUTH, "the server refused the login (permission denied)", NULL},
     {"no matching ", ERR_UNSUPPORTED, "ssh and the server have no algorithm in common",
@@ -97,15 +101,18 @@ static const struct rule {
      "Check this machine's network and the VM's region"},
     {"Network is unreachable", ERR_NETWORK, "network: unreachable", "Check this machine's network"},
     {"onnection timed out", ERR_NETWORK, "network: connecting timed out",
-     "exe.dev drops connections silently for some minutes after too many new ones; wait, or check the "
+     "exe.dev drops connections silently for some minutes after too many new ones; wait, or check "
+     "the "
      "network"},
-    {"Operation timed out", ERR_NETWORK, "network: connecting timed out", "Wait, or check the network"},
+    {"Operation timed out", ERR_NETWORK, "network: connecting timed out",
+     "Wait, or check the network"},
     {", not responding", ERR_NETWORK, "network: the server timed out (it has stopped answering)",
      "Try again"},
     {"onnection reset", ERR_NETWORK, "network: connection reset", "Try again"},
     {"Connection closed by", ERR_NETWORK, "network: the server closed the connection at once",
      "The VM may still be starting; try again"},
-    {"closed by remote host", ERR_NETWORK, "network: the server closed the connection", "Try again"},
+    {"closed by remote host", ERR_NETWORK, "network: the server closed the connection",
+     "Try again"},
     {"kex_exchange_identification", ERR_NETWORK, "network: what answers does not speak SSH (yet)",
      "The VM may still be starting; check sshPort"},
     {"Broken pipe", ERR_NETWORK, "network: connection reset (broken pipe)", "Try again"},
@@ -125,38 +132,42 @@ static const struct rule *rule_for(const char *text)
 bool sshfail_explain(const struct sshfail *f, struct error *err)
 {
     const char *errors = f->errors ? f->errors : "", *chatter = f->chatter ? f->chatter : "";
-    cleanup_free char *where =
-        f->user ? xasprintf("ssh %s@%s port %d", f->user, f->host, f->port)
-                : xasprintf("ssh %s port %d", f->host, f->port);
+    cleanup_free char *where = f->user ? xasprintf("ssh %s@%s port %d", f->user, f->host, f->port)
+                                       : xasprintf("ssh %s port %d", f->host, f->port);
 
     if (sshfail_onboarding(chatter, strlen(chatter)) || sshfail_onboarding(errors, strlen(errors)))
-        return error_set(err, ERR_UNREGISTERED,
-                         "VM %s (%s): this SSH key is not registered with the exe.dev account. Register "
-                         "it: run `ssh exe.dev` with this key once, or add it there with `ssh-key add`",
-                         f->vm, where);
+        return error_set(
+            err, ERR_UNREGISTERED,
+            "VM %s (%s): this SSH key is not registered with the exe.dev account. Register "
+            "it: run `ssh exe.dev` with this key once, or add it there with `ssh-key add`",
+            f->vm, where);
     const struct rule *r = rule_for(errors);
     if (r) {
         cleanup_free char *line = line_with(errors, r->text);
         const char *remedy = r->remedy;
         if (!remedy)
-            remedy = f->has_key ? "Register the configured key's public half with the exe.dev account "
-                                  "(`ssh exe.dev`), and check sshUser"
-                                : "Set sshPrivateKey to a key that is registered with the exe.dev "
-                                  "account; without one ssh offers the worker user's own keys";
-        return error_set(err, r->code, "VM %s (%s): %s. ssh said: %s. %s.", f->vm, where, r->what, line,
-                         remedy);
+            remedy = f->has_key
+                         ? "Register the configured key's public half with the exe.dev account "
+                           "(`ssh exe.dev`), and check sshUser"
+                         : "Set sshPrivateKey to a key that is registered with the exe.dev "
+                           "account; without one ssh offers the worker user's own keys";
+        return error_set(err, r->code, "VM %s (%s): %s. ssh said: %s. %s.", f->vm, where, r->what,
+                         line, remedy);
     }
     cleanup_free char *said = last_line(*errors ? errors : chatter);
     if (f->status != -1 && WIFSIGNALED(f->status))
-        return error_set(err, ERR_NETWORK,
-                         "VM %s (%s): network: the ssh process was killed by signal %d (%s). Try again",
-                         f->vm, where, WTERMSIG(f->status), strsignal(WTERMSIG(f->status)));
+        return error_set(
+            err, ERR_NETWORK,
+            "VM %s (%s): network: the ssh process was killed by signal %d (%s). Try again", f->vm,
+            where, WTERMSIG(f->status), strsignal(WTERMSIG(f->status)));
     int code = f->status != -1 && WIFEXITED(f->status) ? WEXITSTATUS(f->status) : -1;
     if (code == 255 || code == -1)
-        return error_set(err, ERR_NETWORK, "VM %s (%s): network: the connection ended%s%s. Try again",
-                         f->vm, where, *said ? "; last words: " : "", said);
-    return error_set(err, ERR_UNSUPPORTED,
-                     "VM %s (%s): the login works, but our helper could not be started there (status "
-                     "%d)%s%s. It needs /bin/sh and a folder where programs may run",
-                     f->vm, where, code, *said ? "; last words: " : "", said);
+        return error_set(err, ERR_NETWORK,
+                         "VM %s (%s): network: the connection ended%s%s. Try again", f->vm, where,
+                         *said ? "; last words: " : "", said);
+    return error_set(
+        err, ERR_UNSUPPORTED,
+        "VM %s (%s): the login works, but our helper could not be started there (status "
+        "%d)%s%s. It needs /bin/sh and a folder where programs may run",
+        f->vm, where, code, *said ? "; last words: " : "", said);
 }

@@ -3,8 +3,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* The character at p: its length when whole, 0 when n bytes are a good beginning of one, or minus the
- * length of the part that one U+FFFD stands for. */
+/* The character at p: its length when whole, 0 when n bytes are a good beginning of one, or minus
+ * the length of the part that one U+FFFD stands for. */
 static int character(const unsigned char *p, size_t n)
 {
     unsigned char low = 0x80, high = 0xbf;
@@ -128,9 +128,10 @@ void text_join(struct text_join *t, const char *bytes, size_t n, bool last, stru
 /* What json_escape makes of a byte: its length for ASCII; for a longer character the UTF-16 units
  * are counted at its first byte. */
 static const unsigned char weight[256] = {
-    [0x00 ... 0x08] = 6, ['\t'] = 2, ['\n'] = 2, [0x0b ... 0x0c] = 6, ['\r'] = 2, [0x0e ... 0x1f] = 6,
-    [0x20 ... 0x21] = 1, ['"'] = 2,  [0x23 ... 0x5b] = 1, ['\\'] = 2, [0x5d ... 0x7e] = 1,
-    [0x7f] = 6, [0x80 ... 0xbf] = 0, [0xc0 ... 0xef] = 1, [0xf0 ... 0xff] = 2,
+    [0x00 ... 0x08] = 6, ['\t'] = 2,          ['\n'] = 2,          [0x0b ... 0x0c] = 6,
+    ['\r'] = 2,          [0x0e ... 0x1f] = 6, [0x20 ... 0x21] = 1, ['"'] = 2,
+    [0x23 ... 0x5b] = 1, ['\\'] = 2,          [0x5d ... 0x7e] = 1, [0x7f] = 6,
+    [0x80 ... 0xbf] = 0, [0xc0 ... 0xef] = 1, [0xf0 ... 0xff] = 2,
 };
 
 /* U+2028 and U+2029 are escaped. */

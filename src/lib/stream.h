@@ -15,9 +15,9 @@ struct text_join {
 };
 
 /* Makes n bytes valid UTF-8: *out and *len are either the very bytes given or in scratch (whose old
- * content is dropped), valid until either changes. What is no UTF-8 becomes U+FFFD, one for each maximal
- * part of a character (as the Unicode standard and browsers do). With `last` an unfinished character
- * is given out as U+FFFD too, else it waits for the next call. */
+ * content is dropped), valid until either changes. What is no UTF-8 becomes U+FFFD, one for each
+ * maximal part of a character (as the Unicode standard and browsers do). With `last` an unfinished
+ * character is given out as U+FFFD too, else it waits for the next call. */
 void text_join(struct text_join *t, const char *p, size_t n, bool last, struct buf *scratch,
                const char **out, size_t *len);
 

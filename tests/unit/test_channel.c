@@ -23,7 +23,9 @@ static struct link *make_link(const char *marker)
 {
     const char *const argv[] = {helper, "serve", NULL};
     struct link *l = link_get(
-        &(struct link_options){.vm_name = "vm-c", .host = "localhost", .local_argv = argv, .marker = marker}, NULL);
+        &(struct link_options){
+            .vm_name = "vm-c", .host = "localhost", .local_argv = argv, .marker = marker},
+        NULL);
 
     assert_non_null(l);
     return l;
@@ -68,7 +70,8 @@ static void on_data(const char *route, const char *session, const char *data, si
     pthread_mutex_unlock(&h->lock);
 }
 
-static void on_exit_event(const char *route, const char *session, int code, bool transport_closed, void *arg)
+static void on_exit_event(const char *route, const char *session, int code, bool transport_closed,
+                          void *arg)
 {
     struct host *h = arg;
 
@@ -112,20 +115,21 @@ static void host_init(struct host *h)
     pthread_cond_init(&h->changed, NULL);
 }
 
-#define AWAIT(h, condition)                                                                                            \
-    do {                                                                                                               \
-        struct timespec until;                                                                                         \
-        clock_gettime(CLOCK_REALTIME, &until);                                                                         \
-        until.tv_sec += 20;                                                                                            \
-        pthread_mutex_lock(&(h)->lock);                                                                                \
-        while (!(condition) && pthread_cond_timedwait(&(h)->changed, &(h)->lock, &until) == 0)                         \
-            ;                                                                                                          \
-        bool held = (condition);                                                                                       \
-        pthread_mutex_unlock(&(h)->lock);                                                                              \
-        assert_true(held);                                                                                             \
+#define AWAIT(h, condition)                                                                        \
+    do {                                                                                           \
+        struct timespec until;                                                                     \
+        clock_gettime(CLOCK_REALTIME, &until);                                                     \
+        until.tv_sec += 20;                                                                        \
+        pthread_mutex_lock(&(h)->lock);                                                            \
+        while (!(condition) && pthread_cond_timedwait(&(h)->changed, &(h)->lock, &until) == 0)     \
+            ;                                                                                      \
+        bool held = (condition);                                                                   \
+        pthread_mutex_unlock(&(h)->lock);                                                          \
+        assert_true(held);                                                                         \
     } while (0)
 
-static char *open_on(struct link *l, struct host *h, const char *route, const char *const *command, struct error *err)
+static char *open_on(struct link *l, struct host *h, const char *route, const char *const *command,
+                     struct error *err)
 {
     return channel_open(l,
                         &(struct channel_request){.kind = CHANNEL_DUPLEX,
@@ -249,7 +253,9 @@ static void *open_slowly(void *arg)
     static const char *const cat[] = {"cat", NULL};
     static const char *const deaf[] = {"sh", "-c", "sleep 300", NULL};
     struct link *l = link_get(
-        &(struct link_options){.vm_name = "vm-c", .host = "localhost", .local_argv = deaf, .marker = "deaf"}, NULL);
+        &(struct link_options){
+            .vm_name = "vm-c", .host = "localhost", .local_argv = deaf, .marker = "deaf"},
+        NULL);
     struct error err = {0};
     char *session = open_on(l, arg, "r5", cat, &err);
     intptr_t cancelled = !session && err.code == ERR_CANCELLED;
@@ -320,10 +326,14 @@ static void a_login_runs_in_a_fresh_home(void **state)
 {
     (void)state;
     static const char home[] = "/tmp/paperclip-adapter-login/0123abcd-0000-4000-8000-00000000ffff";
-    static const char *const bad[] = {"/tmp/paperclip-adapter-login/../x", "/tmp/x", "", NULL,
-                                      "/tmp/paperclip-adapter-login/0123ABCD-0000-4000-8000-00000000ffff",
-                                      "/tmp/paperclip-adapter-login/0123abcd-0000-4000-8000-00000000ffff/x",
-                                      "/tmp/paperclip-adapter-login/0123abcd-0000-4000-8000-00000000fff"};
+    static const char *const bad[] = {
+        "/tmp/paperclip-adapter-login/../x",
+        "/tmp/x",
+        "",
+        NULL,
+        "/tmp/paperclip-adapter-login/0123ABCD-0000-4000-8000-00000000ffff",
+        "/tmp/paperclip-adapter-login/0123abcd-0000-4000-8000-00000000ffff/x",
+        "/tmp/paperclip-adapter-login/0123abcd-0000-4000-8000-00000000fff"};
     char folder[] = "/tmp/test-login-XXXXXX", path[64];
     struct host h;
     struct stat st;
@@ -333,8 +343,11 @@ static void a_login_runs_in_a_fresh_home(void **state)
     assert_non_null(mkdtemp(folder));
     snprintf(path, sizeof path, "%s/codex", folder);
     FILE *f = fopen(path, "w");
-    fputs("#!/bin/sh\nstty size; echo \"$# $* in $CODEX_HOME\"; ls -ld \"$CODEX_HOME\" | cut -c1-10\n"
-          "tty >/dev/null && echo terminal; stty -echo; printf 'secret? '; read s; echo \"${#s} characters\"; exit 4\n", f);
+    fputs(
+        "#!/bin/sh\nstty size; echo \"$# $* in $CODEX_HOME\"; ls -ld \"$CODEX_HOME\" | cut -c1-10\n"
+        "tty >/dev/null && echo terminal; stty -echo; printf 'secret? '; read s; echo \"${#s} "
+        "characters\"; exit 4\n",
+        f);
     fclose(f);
     chmod(path, 0755);
     cleanup_free char *profile = xasprintf("%s/.profile", folder);
@@ -346,14 +359,15 @@ static void a_login_runs_in_a_fresh_home(void **state)
     struct link *l = make_link("login");
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         host_init(&h);
-        assert_null(channel_open(l,
-                                 &(struct channel_request){.kind = CHANNEL_LOGIN,
-                                                           .route = "l0",
-                                                           .login_key = "codex",
-                                                           .session_home = bad[i],
-                                                           .events = {on_data, on_exit_event, on_gone},
-                                                           .arg = &h},
-                                 deadline_in(20000), NULL, &err));
+        assert_null(
+            channel_open(l,
+                         &(struct channel_request){.kind = CHANNEL_LOGIN,
+                                                   .route = "l0",
+                                                   .login_key = "codex",
+                                                   .session_home = bad[i],
+                                                   .events = {on_data, on_exit_event, on_gone},
+                                                   .arg = &h},
+                         deadline_in(20000), NULL, &err));
         assert_int_equal(err.code, ERR_INVALID);
         error_clear(&err);
     }

@@ -97,8 +97,8 @@ static void results_are_the_commands_own(void **state)
 static void what_cannot_start_says_why(void **state)
 {
     (void)state;
-    static const char *const none[] = {"no-such-command-here", NULL}, *const folder[] = {"/etc", NULL},
-                            *const true_argv[] = {"true", NULL};
+    static const char *const none[] = {"no-such-command-here", NULL},
+                             *const folder[] = {"/etc", NULL}, *const true_argv[] = {"true", NULL};
     struct command_result r = run_spec((struct command_spec){.argv = none}, NULL);
 
     assert_false(r.ran);
@@ -125,7 +125,8 @@ static void requests_are_checked_first(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cleanup_error struct error err = {0};
         const char *const env[] = {bad[i], NULL};
-        assert_false(command_run(vm, &(struct command_spec){.argv = true_argv, .env = env}, NULL, &r, &err));
+        assert_false(
+            command_run(vm, &(struct command_spec){.argv = true_argv, .env = env}, NULL, &r, &err));
         assert_int_equal(err.code, ERR_INVALID);
         command_result_free(&r);
     }
@@ -151,7 +152,8 @@ static void arguments_arrive_as_given(void **state)
     struct command_result r;
     struct error err = {0};
 
-    assert_true(command_run(vm, &(struct command_spec){.argv = argv, .env = env, .collect = true}, NULL, &r, &err));
+    assert_true(command_run(vm, &(struct command_spec){.argv = argv, .env = env, .collect = true},
+                            NULL, &r, &err));
     assert_int_equal(r.exit_code, 0);
     size_t n = strlen(odd);
     assert_int_equal(r.out.len, n + 1 + 1 + 3 + 3 * 131072);
@@ -169,11 +171,14 @@ static void stdin_that_nobody_reads_is_no_obstacle(void **state)
     (void)state;
     size_t n = 50u << 20;
     cleanup_free char *data = xmalloc(n);
-    static const char *const leave[] = {"sh", "-c", "exit 7", NULL}, *const count[] = {"wc", "-c", NULL},
-                            *const closed[] = {"sh", "-c", "exec 0<&-; sleep 0.3; echo done", NULL};
+    static const char *const leave[] = {"sh", "-c", "exit 7", NULL},
+                             *const count[] = {"wc", "-c", NULL},
+                             *const closed[] = {"sh", "-c", "exec 0<&-; sleep 0.3; echo done",
+                                                NULL};
 
     memset(data, 'z', n);
-    struct command_result r = run_spec((struct command_spec){.argv = leave, .stdin_data = data, .stdin_len = n}, NULL);
+    struct command_result r =
+        run_spec((struct command_spec){.argv = leave, .stdin_data = data, .stdin_len = n}, NULL);
     assert_int_equal(r.exit_code, 7);
     command_result_free(&r);
     r = run_spec((struct command_spec){.argv = count, .stdin_data = data, .stdin_len = n}, NULL);
@@ -204,9 +209,10 @@ static bool live_output(int channel, const char *data, size_t len, void *arg)
 static void text_is_made_whole_and_streamed(void **state)
 {
     (void)state;
-    static const char *const argv[] = {
-        "sh", "-c", "printf '\\303'; sleep 0.05; printf '\\251\\342\\202'; sleep 0.05; printf '\\254|\\377|\\360\\237'",
-        NULL};
+    static const char *const argv[] = {"sh", "-c",
+                                       "printf '\\303'; sleep 0.05; printf '\\251\\342\\202'; "
+                                       "sleep 0.05; printf '\\254|\\377|\\360\\237'",
+                                       NULL};
     struct live live = {0};
     struct command_result r =
         run_spec((struct command_spec){.argv = argv, .output = live_output, .arg = &live}, NULL);
@@ -221,10 +227,12 @@ static void text_is_made_whole_and_streamed(void **state)
 static void output_is_cut_at_the_cap(void **state)
 {
     (void)state;
-    static const char *const argv[] = {"sh", "-c", "yes '\"' | head -c 100000; echo last >&2", NULL};
+    static const char *const argv[] = {"sh", "-c", "yes '\"' | head -c 100000; echo last >&2",
+                                       NULL};
     struct live live = {0};
-    struct command_result r =
-        run_spec((struct command_spec){.argv = argv, .cap = 4001, .output = live_output, .arg = &live}, NULL);
+    struct command_result r = run_spec(
+        (struct command_spec){.argv = argv, .cap = 4001, .output = live_output, .arg = &live},
+        NULL);
 
     assert_int_equal(live.got.len, 2000); /* two characters each, once escaped */
     assert_true(r.out.len > 2000);
@@ -245,7 +253,8 @@ static void a_gigabyte_passes_in_little_memory(void **state)
 
     assert_int_equal(fscanf(f, "%*d %ld", &before), 1);
     fclose(f);
-    assert_true(command_run(vm, &(struct command_spec){.argv = argv, .text = true}, NULL, &r, NULL));
+    assert_true(
+        command_run(vm, &(struct command_spec){.argv = argv, .text = true}, NULL, &r, NULL));
     assert_int_equal(r.exit_code, 0);
     command_result_free(&r);
     f = fopen("/proc/self/statm", "r");
@@ -261,7 +270,8 @@ static void a_gigabyte_passes_in_little_memory(void **state)
 
 static bool process_lives(const char *marker)
 {
-    cleanup_free char *command = xasprintf("grep -lzs '^EXEDEV_TEST=%s$' /proc/[0-9]*/environ", marker);
+    cleanup_free char *command =
+        xasprintf("grep -lzs '^EXEDEV_TEST=%s$' /proc/[0-9]*/environ", marker);
     char line[100] = "";
     FILE *f = popen(command, "r");
     bool any = fgets(line, sizeof line, f) != NULL;
@@ -271,13 +281,17 @@ static bool process_lives(const char *marker)
 }
 
 /* A double fork into a new session, TERM ignored everywhere, its output closed. */
-#define STUBBORN "trap '' TERM; (setsid sh -c 'trap \"\" TERM; (sleep 300 & wait) & wait' >/dev/null 2>&1 &) & wait; sleep 300"
+#define STUBBORN                                                                                   \
+    "trap '' TERM; (setsid sh -c 'trap \"\" TERM; (sleep 300 & wait) & wait' >/dev/null 2>&1 &) "  \
+    "& wait; sleep 300"
 
 static void a_timeout_ends_the_whole_tree(void **state)
 {
     (void)state;
-    static const char *const argv[] = {"sh", "-c", "echo begun; " STUBBORN, NULL}, *const env[] = {"EXEDEV_TEST=timeout", NULL};
-    struct command_result r = run_spec((struct command_spec){.argv = argv, .env = env, .timeout_ms = 400}, NULL);
+    static const char *const argv[] = {"sh", "-c", "echo begun; " STUBBORN, NULL},
+                             *const env[] = {"EXEDEV_TEST=timeout", NULL};
+    struct command_result r =
+        run_spec((struct command_spec){.argv = argv, .env = env, .timeout_ms = 400}, NULL);
 
     assert_true(r.timed_out);
     assert_int_equal(r.exit_code, -1);
@@ -297,7 +311,8 @@ static void *fire_soon(void *arg)
 static void a_cancel_ends_the_whole_tree_and_no_other(void **state)
 {
     (void)state;
-    static const char *const argv[] = {"sh", "-c", "echo begun; " STUBBORN, NULL}, *const env[] = {"EXEDEV_TEST=cancel", NULL};
+    static const char *const argv[] = {"sh", "-c", "echo begun; " STUBBORN, NULL},
+                             *const env[] = {"EXEDEV_TEST=cancel", NULL};
     struct cancel *c = cancel_new();
     pthread_t thread;
 
@@ -338,7 +353,9 @@ static void *run_numbered(void *arg)
     cleanup_free char *in = xasprintf("%d\n", (int)(intptr_t)arg);
     const char *const argv[] = {"sh", "-c", script, NULL};
     struct command_result r = run_spec(
-        (struct command_spec){.argv = argv, .stdin_data = in, .stdin_len = strlen(in), .timeout_ms = 60000}, NULL);
+        (struct command_spec){
+            .argv = argv, .stdin_data = in, .stdin_len = strlen(in), .timeout_ms = 60000},
+        NULL);
     bool ok = r.exit_code == (int)(intptr_t)arg % 200 && !strcmp(str(&r.out), in);
 
     command_result_free(&r);
@@ -379,7 +396,8 @@ static void *run_stalled(void *arg)
     static const char *const argv[] = {"sh", "-c", "yes | head -c 20000000", NULL};
     struct command_result r;
 
-    command_run(vm, &(struct command_spec){.argv = argv, .output = stall, .arg = arg}, NULL, &r, NULL);
+    command_run(vm, &(struct command_spec){.argv = argv, .output = stall, .arg = arg}, NULL, &r,
+                NULL);
     intptr_t code = r.exit_code;
     command_result_free(&r);
     return (void *)code;

@@ -1,4 +1,5 @@
-/* Durable commands over broken links: the real helper, its passing end killed under the commands. */
+/* Durable commands over broken links: the real helper, its passing end killed under the commands.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -85,10 +86,12 @@ static void no_number_is_lost_and_none_comes_twice(void **state)
 {
     (void)state;
     static const char *const argv[] = {
-        "sh", "-c", "i=0; while [ $i -lt 150 ]; do echo $i; i=$((i+1)); sleep 0.01; done; echo end >&2; exit 5", NULL};
+        "sh", "-c",
+        "i=0; while [ $i -lt 150 ]; do echo $i; i=$((i+1)); sleep 0.01; done; echo end >&2; exit 5",
+        NULL};
     struct link *l = durable_link("numbers", 0);
-    struct command_result r =
-        run_broken(l, (struct command_spec){.argv = argv, .durable = true, .timeout_ms = 60000}, 3, 300);
+    struct command_result r = run_broken(
+        l, (struct command_spec){.argv = argv, .durable = true, .timeout_ms = 60000}, 3, 300);
     struct buf want = {0};
 
     for (int i = 0; i < 150; i++)
@@ -110,8 +113,8 @@ static void much_output_goes_on_from_the_exact_byte(void **state)
     (void)state;
     static const char *const argv[] = {"seq", "1", "2000000", NULL};
     struct link *l = durable_link("much", 0);
-    struct command_result r =
-        run_broken(l, (struct command_spec){.argv = argv, .durable = true, .timeout_ms = 60000}, 3, 15);
+    struct command_result r = run_broken(
+        l, (struct command_spec){.argv = argv, .durable = true, .timeout_ms = 60000}, 3, 15);
     char *at = r.out.data;
 
     if (r.transport)
@@ -129,7 +132,8 @@ static void much_output_goes_on_from_the_exact_byte(void **state)
 static void stdin_goes_on_too(void **state)
 {
     (void)state;
-    static const char *const slow[] = {"sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10; do head -c 50000; sleep 0.1; done; cat", NULL};
+    static const char *const slow[] = {
+        "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10; do head -c 50000; sleep 0.1; done; cat", NULL};
     size_t n = 3u << 20;
     cleanup_free char *data = xmalloc(n);
     struct link *l = durable_link("stdin", 0);
@@ -137,7 +141,9 @@ static void stdin_goes_on_too(void **state)
     for (size_t i = 0; i < n; i++)
         data[i] = (char)('a' + (i * 7 + i / 251) % 26);
     struct command_result r = run_broken(
-        l, (struct command_spec){.argv = slow, .durable = true, .stdin_data = data, .stdin_len = n, .timeout_ms = 60000},
+        l,
+        (struct command_spec){
+            .argv = slow, .durable = true, .stdin_data = data, .stdin_len = n, .timeout_ms = 60000},
         4, 200);
     if (r.transport)
         fail_msg("%s", r.advice);
@@ -151,16 +157,19 @@ static void stdin_goes_on_too(void **state)
 
 static void *run_plain(void *arg)
 {
-    static const char *const argv[] = {"sh", "-c", "echo begun; sleep 300", NULL}, *const env[] = {"EXEDEV_TEST=plain", NULL};
+    static const char *const argv[] = {"sh", "-c", "echo begun; sleep 300", NULL},
+                             *const env[] = {"EXEDEV_TEST=plain", NULL};
     struct command_result *r = xcalloc(1, sizeof *r);
 
-    command_run(arg, &(struct command_spec){.argv = argv, .env = env, .collect = true}, NULL, r, NULL);
+    command_run(arg, &(struct command_spec){.argv = argv, .env = env, .collect = true}, NULL, r,
+                NULL);
     return r;
 }
 
 static bool process_lives(const char *name)
 {
-    cleanup_free char *command = xasprintf("grep -lzs '^EXEDEV_TEST=%s$' /proc/[0-9]*/environ", name);
+    cleanup_free char *command =
+        xasprintf("grep -lzs '^EXEDEV_TEST=%s$' /proc/[0-9]*/environ", name);
     char line[100] = "";
     FILE *f = popen(command, "r");
     bool any = fgets(line, sizeof line, f) != NULL;
@@ -179,7 +188,8 @@ static void only_durable_commands_survive(void **state)
 
     assert_true(link_connect(l, deadline_in(20000), NULL, NULL));
     pthread_create(&thread, NULL, run_plain, l);
-    struct command_result r = run_broken(l, (struct command_spec){.argv = argv, .durable = true}, 1, 400);
+    struct command_result r =
+        run_broken(l, (struct command_spec){.argv = argv, .durable = true}, 1, 400);
     pthread_join(thread, (void **)&plain);
     assert_string_equal(r.out.data, "kept\n");
     assert_int_equal(plain->transport, ERR_NETWORK);
@@ -199,13 +209,15 @@ static void only_durable_commands_survive(void **state)
 static void the_vm_does_not_wait_for_ever(void **state)
 {
     (void)state;
-    static const char *const argv[] = {"sleep", "300", NULL}, *const env[] = {"EXEDEV_TEST=forsaken", NULL};
+    static const char *const argv[] = {"sleep", "300", NULL}, *const env[] = {
+                                                                  "EXEDEV_TEST=forsaken", NULL};
     pid_t pid = fork();
 
     if (pid == 0) {
         struct link *l = durable_link("forsaken", 1000);
         struct command_result r;
-        command_run(l, &(struct command_spec){.argv = argv, .env = env, .durable = true}, NULL, &r, NULL);
+        command_run(l, &(struct command_spec){.argv = argv, .env = env, .durable = true}, NULL, &r,
+                    NULL);
         _exit(0);
     }
     for (int i = 0; !process_lives("forsaken") && i < 100; i++)
@@ -222,13 +234,15 @@ static void the_vm_does_not_wait_for_ever(void **state)
 static void what_was_left_over_is_ended_by_marker(void **state)
 {
     (void)state;
-    static const char *const argv[] = {"sleep", "300", NULL}, *const env[] = {"EXEDEV_TEST=left", NULL};
+    static const char *const argv[] = {"sleep", "300", NULL}, *const env[] = {"EXEDEV_TEST=left",
+                                                                              NULL};
     pid_t pid = fork();
 
     if (pid == 0) {
         struct link *l = durable_link("left", 0);
         struct command_result r;
-        command_run(l, &(struct command_spec){.argv = argv, .env = env, .durable = true}, NULL, &r, NULL);
+        command_run(l, &(struct command_spec){.argv = argv, .env = env, .durable = true}, NULL, &r,
+                    NULL);
         _exit(0);
     }
     for (int i = 0; !process_lives("left") && i < 100; i++)

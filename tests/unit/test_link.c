@@ -1,5 +1,5 @@
-/* The client's side of PROTOCOL.vm against helpers that lie. This program is also the helper: run as
- * "test-link --helper MODE" by the link under test, over a socket like ssh's. */
+/* The client's side of PROTOCOL.vm against helpers that lie. This program is also the helper: run
+ * as "test-link --helper MODE" by the link under test, over a socket like ssh's. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -34,7 +34,8 @@ static void text(const char *s)
     out(s, strlen(s));
 }
 
-static void raw_frame(uint32_t len, int type, int channel, int reserved, uint32_t stream, const void *p, size_t n)
+static void raw_frame(uint32_t len, int type, int channel, int reserved, uint32_t stream,
+                      const void *p, size_t n)
 {
     cleanup_buf struct buf b = {0};
 
@@ -242,7 +243,8 @@ static int helper(const char *mode)
     if (!strcmp(mode, "upload") || !strcmp(mode, "chatty") || !strcmp(mode, "polite"))
         serve_politely("ok");
     if (!strcmp(mode, "lookalike"))
-        serve_politely("Permission denied (publickey).\nHost key verification failed.\nPlease enter your email address:");
+        serve_politely("Permission denied (publickey).\nHost key verification failed.\nPlease "
+                       "enter your email address:");
     uint32_t s = await(VM_OPEN);
     frame(VM_STARTED, 0, s, "\0\0\0\1", 4);
     frame(VM_DATA, VM_STDOUT, s, "so far", 6);
@@ -326,9 +328,9 @@ static struct command_result run(struct link *l)
     cleanup_error struct error err = {0};
     struct command_result res;
 
-    assert_true(command_run(l,
-                            &(struct command_spec){.argv = argv, .text = true, .collect = true, .timeout_ms = 20000},
-                            NULL, &res, &err));
+    assert_true(command_run(
+        l, &(struct command_spec){.argv = argv, .text = true, .collect = true, .timeout_ms = 20000},
+        NULL, &res, &err));
     return res;
 }
 
@@ -353,17 +355,20 @@ static void noise_and_upload_pass(void **state)
 static void lies_end_the_connection_and_nothing_else(void **state)
 {
     (void)state;
-    static const char *const modes[] = {
-        "too-long", "reserved", "over-credit", "other-stream", "stdin-data", "channel-9", "no-data", "after-eof",
-        "short-exit", "odd-signal", "odd-status", "fail-string", "credit-bomb", "credit-sum", "ended", "resumed",
-        "unknown-type", "unknown-session-type", "log-string", "garbage"};
+    static const char *const modes[] = {"too-long",     "reserved",     "over-credit",
+                                        "other-stream", "stdin-data",   "channel-9",
+                                        "no-data",      "after-eof",    "short-exit",
+                                        "odd-signal",   "odd-status",   "fail-string",
+                                        "credit-bomb",  "credit-sum",   "ended",
+                                        "resumed",      "unknown-type", "unknown-session-type",
+                                        "log-string",   "garbage"};
 
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
         struct link *l = link_to(modes[i], 0);
         struct command_result res = run(l);
         if (res.transport != ERR_PROTOCOL || res.exit_code != 255)
-            fail_msg("%s: code %d, transport %s, %s", modes[i], res.exit_code, error_code_name(res.transport),
-                     res.advice ? res.advice : "-");
+            fail_msg("%s: code %d, transport %s, %s", modes[i], res.exit_code,
+                     error_code_name(res.transport), res.advice ? res.advice : "-");
         if (res.out.len < 6 || memcmp(res.out.data, "so far", 6))
             fail_msg("%s: the output so far is lost", modes[i]);
         assert_non_null(strstr(res.err.data, "exedev: VM vm-t"));
@@ -476,7 +481,8 @@ static void connecting_can_be_cancelled(void **state)
 static void names_that_are_options_are_refused(void **state)
 {
     (void)state;
-    static const char *const hosts[] = {"-oProxyCommand=x", "a b", "a\nb", "a'b", "", "a;b", "$(x)", "a\"b"};
+    static const char *const hosts[] = {
+        "-oProxyCommand=x", "a b", "a\nb", "a'b", "", "a;b", "$(x)", "a\"b"};
     static const char *const users[] = {"-l", "a b", "a\tb", "x'", "a\nb", "`x`"};
 
     for (size_t i = 0; i < sizeof hosts / sizeof *hosts; i++) {

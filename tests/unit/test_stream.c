@@ -44,17 +44,24 @@ static void characters_are_put_together(void **state)
     check("plain", "plain");
     check("a\xc3\xa9z", "a\xc3\xa9z");
     check("\xe2\x82\xac\xf0\x9f\x98\x80", "\xe2\x82\xac\xf0\x9f\x98\x80");
-    check("0123456789abcdef\xe2\x82\xac" "0123456789", "0123456789abcdef\xe2\x82\xac" "0123456789");
+    check("0123456789abcdef\xe2\x82\xac"
+          "0123456789",
+          "0123456789abcdef\xe2\x82\xac"
+          "0123456789");
 }
 
 /* The number of replacements is the Unicode standard's (table 3-8), and browsers'. */
 static void bad_bytes_are_replaced(void **state)
 {
     (void)state;
-    check("a\xff" "b", "a" FFFD "b");
+    check("a\xff"
+          "b",
+          "a" FFFD "b");
     check("\xc3", FFFD);
     check("\xe2\x82", FFFD);
-    check("\xe2\x82" "a", FFFD "a");
+    check("\xe2\x82"
+          "a",
+          FFFD "a");
     check("\xf0\x9f\x98", FFFD);
     check("\xf0\x9f\x98\xff", FFFD FFFD);
     check("\xc0\xaf\xe0\x80\xbf\xf0\x81\x82\x41", FFFD FFFD FFFD FFFD FFFD FFFD FFFD FFFD "A");
@@ -92,7 +99,8 @@ static size_t utf16_units(const char *s, size_t n)
     return units;
 }
 
-/* text_fit's sum is what json_escape really makes, for every character below U+0800 and some more. */
+/* text_fit's sum is what json_escape really makes, for every character below U+0800 and some more.
+ */
 static void fit_counts_what_escaping_makes(void **state)
 {
     (void)state;
