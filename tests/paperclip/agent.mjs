@@ -29,9 +29,9 @@ async function work() {
     if (readFileSync("src/hello.txt", "utf8").startsWith("hello from the host\n") === false)
         throw new Error("the workspace is not the one that was checked out");
     message(`checked out: ${execFileSync("git", ["log", "-1", "--format=%s"]).toString().trim()}`);
-    for (let i = 1; i <= 8; i++) {
-        message(`step ${i} of 8`);
-        await sleep(500);
+    for (let i = 1; i <= 10; i++) {
+        message(`step ${i} of 10`);
+        await sleep(1000);
     }
     appendFileSync("src/hello.txt", "and from the VM\n");
     writeFileSync("made on the VM ü.bin", Buffer.from(Array.from({ length: 256 }, (_, i) => i)));
@@ -42,7 +42,7 @@ async function work() {
 
 async function slow() {
     message("slow work begins");
-    for (let i = 0; i < 40; i++) {
+    for (let i = 0; i < 80; i++) {
         appendFileSync("progress.txt", `${i}\n`);
         await sleep(250);
     }

@@ -30,7 +30,7 @@ export class Host {
             NODE_OPTIONS: `--import=${join(import.meta.dirname, "tap.mjs")}`,
             E2E_CALLS: join(report, "calls.jsonl"),
         });
-        await until("the server to answer", 120000, async () => {
+        await until("the server to answer", 240000, async () => {
             this.server.alive();
             const health = await fetch(`${this.url}/api/health`).then((r) => r.json(), () => null);
             return health?.status === "ok";
@@ -56,7 +56,7 @@ export class Host {
         return JSON.parse(text);
     }
 
-    async run(id, ms = 120000) {
+    async run(id, ms = 300000) {
         return until(`run ${id} to end`, ms, async () => {
             const run = await this.api("GET", `/heartbeat-runs/${id}`);
             return ["queued", "running"].includes(run.status) ? null : run;

@@ -13,7 +13,7 @@ export class Browser {
         // Its own sandbox needs what containers often forbid; it only ever sees pages of this machine.
         this.browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
         this.page = await this.browser.newPage({ viewport: { width: 1280, height: 1100 } });
-        this.page.setDefaultTimeout(20000);
+        this.page.setDefaultTimeout(120000);
     }
 
     stop() {

@@ -38,7 +38,7 @@ const settings = "/company/settings/instance/environments";
 const title = (field) => manifest.environmentDrivers[0].configSchema.properties[field].title;
 
 function step(name, body) {
-    test(name, { timeout: 180000 }, async (t) => {
+    test(name, { timeout: 900000 }, async (t) => {
         if (broken) return t.skip("an earlier step failed");
         try {
             await body(t);
@@ -73,7 +73,7 @@ async function assign(name, order) {
     const issue = await host.api("POST", `/companies/${company.id}/issues`, {
         title: name, description: `ORDER: ${order}`, projectId: project.id, assigneeAgentId: agent.id, status: "todo",
     });
-    const runs = await until(`a run of '${name}'`, 20000, async () => {
+    const runs = await until(`a run of '${name}'`, 120000, async () => {
         const list = await host.api("GET", `/issues/${issue.id}/runs`);
         return list.length ? list : null;
     });
@@ -82,7 +82,7 @@ async function assign(name, order) {
 
 // The release comes after the run's end; a closed issue's lease is destroyed.
 const released = (lease, since = 0) =>
-    until("the lease's release", 60000, () => calls({ lease, since }).find((c) => /environment(Release|Destroy)Lease/.test(c.method)));
+    until("the lease's release", 120000, () => calls({ lease, since }).find((c) => /environment(Release|Destroy)Lease/.test(c.method)));
 
 async function figure(what, id, lease = null, since = 0) {
     const run = await success(id);
@@ -197,7 +197,7 @@ step("a run checks out a workspace, changes files, streams its log to the page, 
     const { issue, run } = await assign("Change the greeting", "work");
     worked = { issue, run };
     await browser.goto(`/${company.issuePrefix}/agents/${agent.urlKey}/runs/${run}`);
-    await browser.page.getByText("step 2 of 8").first().waitFor({ timeout: 90000 });
+    await browser.page.getByText("step 2 of 10").first().waitFor({ timeout: 240000 });
     const { status } = await host.api("GET", `/heartbeat-runs/${run}`);
     assert.equal(status, "running", "the page shows the log while the run goes on");
     await browser.shot("4-live-log");
@@ -223,7 +223,7 @@ step("the second run in that workspace reuses the lease", async () => {
     const lease = leaseOf(worked.run);
     const since = Date.now();
     await host.api("POST", `/issues/${worked.issue.id}/comments`, { body: "Once more. ORDER: nothing", reopen: true });
-    const run = await until("a second run", 30000, async () => {
+    const run = await until("a second run", 120000, async () => {
         const list = await host.api("GET", `/issues/${worked.issue.id}/runs`);
         return list.find((r) => r.runId !== worked.run)?.runId;
     });
@@ -236,7 +236,7 @@ step("the second run in that workspace reuses the lease", async () => {
 
 async function slowRun(name) {
     const { issue, run } = await assign(name, "slow");
-    await until("the slow agent to begin", 60000, async () => (await host.log(run).catch(() => "")).includes("slow work begins"));
+    await until("the slow agent to begin", 240000, async () => (await host.log(run).catch(() => "")).includes("slow work begins"));
     await sleep(500);
     return { issue, run };
 }
@@ -279,7 +279,7 @@ step("the plugin upgraded", async () => {
     const since = Date.now();
     await host.api("POST", `/issues/${worked.issue.id}/comments`, { body: "After the upgrade. ORDER: nothing", reopen: true });
     const seen = new Set((await host.api("GET", `/issues/${worked.issue.id}/runs`)).map((r) => r.runId));
-    await until("a run after the upgrade", 60000, async () => {
+    await until("a run after the upgrade", 240000, async () => {
         for (const r of await host.api("GET", `/issues/${worked.issue.id}/runs`))
             if (!seen.has(r.runId) || new Date(r.createdAt) >= since) return success(r.runId);
     });
@@ -290,7 +290,7 @@ step("the plugin upgraded", async () => {
 step("the host started anew deletes what the killed worker left", async () => {
     await host.stop();
     await host.start();
-    await until("the orphan's end", 60000, async () => !(await lobby.vms()).includes(orphan));
+    await until("the orphan's end", 120000, async () => !(await lobby.vms()).includes(orphan));
 });
 
 step("the environment deleted and the host stopped, nothing is left", async () => {

@@ -68,7 +68,7 @@ export class Part {
 }
 
 export function run(command, args, env = {}) {
-    const done = spawnSync(command, args, { env: { ...process.env, ...env }, cwd: work, encoding: "utf8", timeout: 120000 });
+    const done = spawnSync(command, args, { env: { ...process.env, ...env }, cwd: work, encoding: "utf8", timeout: 300000 });
     if (done.status !== 0) throw new Error(`${command} ${args.join(" ")}: status ${done.status}\n${done.stdout}${done.stderr}${done.error ?? ""}`);
     return done.stdout;
 }

@@ -64,6 +64,6 @@ say "the real Paperclip (screenshots and a log of every call: build/e2e)"
     PATH="$e2e_cache/node_modules/node/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" \
     E2E_WORK="$e2e_work" E2E_REPORT="$e2e_work/report" E2E_CACHE="$e2e_cache" E2E_PROGRAMS="$e2e_work/programs" \
     E2E_START="$(date +%s%3N)" \
-    timeout --foreground -k 30 1200 node --test --test-reporter=spec "$e2e_work/tests/paperclip.test.mjs") ||
+    timeout --foreground -k 30 1800 node --test --test-reporter=spec "$e2e_work/tests/paperclip.test.mjs") ||
     die "./dev e2e failed; screenshots and logs are in build/e2e"
 say "screenshots and a log of every call are in build/e2e"
