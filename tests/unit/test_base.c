@@ -112,9 +112,51 @@ static void spawn_reports_and_collects(void **state)
     assert_int_equal(err.code, ERR_TIMEOUT);
 }
 
+/* Byte by byte, what json_escape does eight at a time. */
+static void escape_slowly(struct buf *out, const char *s, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)s[i];
+        if (c == 0xe2 && i + 2 < n && (unsigned char)s[i + 1] == 0x80 && ((unsigned char)s[i + 2] & 0xfe) == 0xa8) {
+            buf_puts(out, (unsigned char)s[i + 2] == 0xa8 ? "\\u2028" : "\\u2029");
+            i += 2;
+        } else if (c == '"' || c == '\\') {
+            buf_printf(out, "\\%c", c);
+        } else if (c == '\n' || c == '\t' || c == '\r') {
+            buf_puts(out, c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\r");
+        } else if (c < 0x20 || c == 0x7f) {
+            buf_printf(out, "\\u%04x", c);
+        } else {
+            buf_putc(out, (char)c);
+        }
+    }
+}
+
+static void test_escape_fast_and_slow(void **state)
+{
+    static const unsigned char odd[] = {'"', '\\', 0x7f, 0xe2, 0x80, 0xa8, 0xa9, '\n', 0, 0x1f, 0x20, 0xff};
+    unsigned seed = 1;
+
+    (void)state;
+    for (int round = 0; round < 20000; round++) {
+        char s[64];
+        size_t n = (size_t)rand_r(&seed) % sizeof s;
+        int plain = rand_r(&seed) % 8;
+        cleanup_buf struct buf fast = {0}, slow = {0};
+        for (size_t i = 0; i < n; i++)
+            s[i] = rand_r(&seed) % 8 < plain ? 'x' : (char)odd[(size_t)rand_r(&seed) % sizeof odd];
+        json_escape(&fast, s, n);
+        escape_slowly(&slow, s, n);
+        assert_int_equal(fast.len, slow.len);
+        if (fast.len)
+            assert_memory_equal(fast.data, slow.data, fast.len);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_escape_fast_and_slow),
         cmocka_unit_test(errors_carry_context),
         cmocka_unit_test(cursor_stops_at_the_end),
         cmocka_unit_test(json_survives_node_strings),
