@@ -193,8 +193,6 @@ static void test_ours(void **state)
         assert_int_equal(lease_vm_is_ours(&r, NULL, false), cases[i].vouched);
         assert_true(lease_vm_is_ours(&r, &known, true));
     }
-    json_decref(others);
-    json_decref(none);
 }
 
 /* ---- times ---- */

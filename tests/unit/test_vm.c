@@ -431,6 +431,7 @@ static void pings_are_answered_and_silence_is_the_end(void **state)
     close(v.in);
     close(v.out);
     buf_free(&v.rx);
+    buf_free(&v.logs);
     free(v.home), free(v.user), free(v.dir);
     got_free(&g);
 }
