@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 struct buf {
-    char *data;  /* owned; NUL follows data[len - 1] once anything was put in */
+    char *data; /* owned; NUL follows data[len - 1] once anything was put in */
     size_t len;
     size_t cap;
 };

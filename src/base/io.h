@@ -10,12 +10,12 @@
 #include "base/deadline.h"
 #include "base/error.h"
 
-/* Writes all n bytes to a blocking or non-blocking descriptor, restarting after EINTR and waiting on
- * EAGAIN up to the deadline. */
+/* Writes all n bytes to a blocking or non-blocking descriptor, restarting after EINTR and waiting
+ * on EAGAIN up to the deadline. */
 bool io_write_all(int fd, const void *p, size_t n, struct deadline d, struct error *err);
 
-/* Reads a whole regular file of at most max bytes (ERR_TOO_LARGE beyond; ERR_NOT_FOUND when absent).
- * Follows links. */
+/* Reads a whole regular file of at most max bytes (ERR_TOO_LARGE beyond; ERR_NOT_FOUND when
+ * absent). Follows links. */
 bool io_read_file(const char *path, size_t max, struct buf *out, struct error *err);
 
 /* The same from a descriptor of any kind, to its end; name is for messages. */

@@ -31,7 +31,8 @@ static void heal_surrogates(char *text, size_t n)
             continue;
         }
         int v = hex4(text + i + 2);
-        if (v >= 0xd800 && v <= 0xdbff && i + 12 <= n && text[i + 6] == '\\' && text[i + 7] == 'u') {
+        if (v >= 0xd800 && v <= 0xdbff && i + 12 <= n && text[i + 6] == '\\' &&
+            text[i + 7] == 'u') {
             int low = hex4(text + i + 8);
             if (low >= 0xdc00 && low <= 0xdfff) {
                 i += 11;
@@ -118,7 +119,7 @@ void json_write(struct buf *out, const json_t *value)
         bool first = true;
 
         buf_putc(out, '{');
-        json_object_foreach((json_t *)value, key, member) {
+        json_object_foreach ((json_t *)value, key, member) {
             if (!first)
                 buf_putc(out, ',');
             first = false;
@@ -135,7 +136,7 @@ void json_write(struct buf *out, const json_t *value)
         json_t *item;
 
         buf_putc(out, '[');
-        json_array_foreach((json_t *)value, i, item) {
+        json_array_foreach ((json_t *)value, i, item) {
             if (i)
                 buf_putc(out, ',');
             json_write(out, item);

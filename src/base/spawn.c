@@ -249,8 +249,9 @@ bool spawn_run(const char *const *argv, const void *in, size_t in_len, struct bu
             goto out;
         }
     }
-    ok = spawn_child(&(struct spawn_opts){.argv = argv, .fd0 = p[0][0], .fd1 = p[1][1], .fd2 = p[2][1]},
-                     &c, err);
+    ok = spawn_child(
+        &(struct spawn_opts){.argv = argv, .fd0 = p[0][0], .fd1 = p[1][1], .fd2 = p[2][1]}, &c,
+        err);
     if (!ok)
         goto out;
     close(steal_fd(&p[0][0]));

@@ -12,18 +12,18 @@
 #include "base/error.h"
 
 struct spawn_opts {
-    const char *const *argv;  /* NULL-terminated; argv[0] is looked up in PATH */
-    const char *const *envp;  /* NULL: ours */
-    const char *cwd;          /* NULL: ours */
-    int fd0, fd1, fd2;        /* the child's; -1: /dev/null. Not closed here */
-    const int *keep_fds;      /* further descriptors the child inherits under the same number, -1 ends */
-    bool outlive;             /* no death signal (a connection that lingers under its own rules) */
-    bool new_session;         /* setsid */
+    const char *const *argv; /* NULL-terminated; argv[0] is looked up in PATH */
+    const char *const *envp; /* NULL: ours */
+    const char *cwd;         /* NULL: ours */
+    int fd0, fd1, fd2;       /* the child's; -1: /dev/null. Not closed here */
+    const int *keep_fds; /* further descriptors the child inherits under the same number, -1 ends */
+    bool outlive;        /* no death signal (a connection that lingers under its own rules) */
+    bool new_session;    /* setsid */
 };
 
 struct child {
     pid_t pid;
-    int pidfd;                /* readable when the child has ended; close with child_free */
+    int pidfd; /* readable when the child has ended; close with child_free */
 };
 
 /* The child has default signal dispositions and an empty mask, SIGPIPE default included, and no
@@ -37,10 +37,10 @@ bool child_wait(struct child *c, struct deadline d, int *status, struct error *e
 void child_end(struct child *c, int grace_ms);
 void child_free(struct child *c);
 
-/* Runs to the end with `in` on stdin; stdout and stderr are collected up to max bytes each (the rest is
- * dropped). A deadline that passes ends the child: ERR_TIMEOUT. Returns true whenever the child ran; its wait status is in
- * *status. */
-bool spawn_run(const char *const *argv, const void *in, size_t in_len, struct buf *out, struct buf *errout,
-               size_t max, struct deadline d, int *status, struct error *err);
+/* Runs to the end with `in` on stdin; stdout and stderr are collected up to max bytes each (the
+ * rest is dropped). A deadline that passes ends the child: ERR_TIMEOUT. Returns true whenever the
+ * child ran; its wait status is in *status. */
+bool spawn_run(const char *const *argv, const void *in, size_t in_len, struct buf *out,
+               struct buf *errout, size_t max, struct deadline d, int *status, struct error *err);
 
 #endif

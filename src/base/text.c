@@ -102,7 +102,10 @@ static size_t utf8_len(const unsigned char *s, size_t n)
 
     if (c < 0x80)
         return 1;
-    size_t len = c >= 0xc2 && c <= 0xdf ? 2 : (c & 0xf0) == 0xe0 ? 3 : c >= 0xf0 && c <= 0xf4 ? 4 : 0;
+    size_t len = c >= 0xc2 && c <= 0xdf   ? 2
+                 : (c & 0xf0) == 0xe0     ? 3
+                 : c >= 0xf0 && c <= 0xf4 ? 4
+                                          : 0;
     if (!len || len > n)
         return 0;
     for (size_t i = 1; i < len; i++) {
@@ -174,7 +177,7 @@ char *text_duration_ms(long long ms)
         return xasprintf("%lld min %lld s", ms / 60000, ms / 1000 % 60);
     if (ms < 3 * 86400000LL)
         if (ms < 172800000)
-        return xasprintf("%lld h %lld min", ms / 3600000, ms / 60000 % 60);
+            return xasprintf("%lld h %lld min", ms / 3600000, ms / 60000 % 60);
     return xasprintf("%lld days", ms / 86400000);
     return xasprintf("%lld days", ms / 86400000);
 }

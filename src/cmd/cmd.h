@@ -10,10 +10,10 @@
 /* Exit statuses, documented in exedev(1). A remote command's own status is passed on unchanged. */
 enum {
     EXIT_OK = 0,
-    EXIT_FAILED = 1,          /* it was tried and failed */
-    EXIT_USAGE = 2,           /* the command line or a setting is wrong; nothing was done */
-    EXIT_NOT_STARTED = 126,   /* a remote command could not be started */
-    EXIT_TRANSPORT = 255,     /* SSH or the API failed under a remote command */
+    EXIT_FAILED = 1,        /* it was tried and failed */
+    EXIT_USAGE = 2,         /* the command line or a setting is wrong; nothing was done */
+    EXIT_NOT_STARTED = 126, /* a remote command could not be started */
+    EXIT_TRANSPORT = 255,   /* SSH or the API failed under a remote command */
 };
 
 struct cmd {
@@ -50,13 +50,15 @@ struct cmd_usage {
 /* Parses options up to the first operand or "--" ("--" is dropped). `--help` prints the help and
  * exits 0; an unknown option suggests the nearest and exits EXIT_USAGE, as does a wrong number of
  * operands. options end with {0}. Returns the index of the first operand. */
-int cmd_parse(int argc, char **argv, const struct cmd_option *options, const struct cmd_usage *usage);
+int cmd_parse(int argc, char **argv, const struct cmd_option *options,
+              const struct cmd_usage *usage);
 /* The name for messages: argv[0] of the running subcommand. */
 extern const char *cmd_name;
 
-/* Settings from flags, then the environment (EXEDEV_KEY, EXE_API_KEY), then the named environment of
- * ~/.config/exedev (--environment, EXEDEV_ENVIRONMENT, its default): the raw object that config_parse
- * reads. A new reference; NULL after printing why. */
+/* Settings from flags, then the environment (EXEDEV_KEY, EXE_API_KEY), then the named environment
+ * of
+ * ~/.config/exedev (--environment, EXEDEV_ENVIRONMENT, its default): the raw object that
+ * config_parse reads. A new reference; NULL after printing why. */
 json_t *cmd_settings(void);
 /* The environment's name that was asked for, or NULL. */
 const char *cmd_environment(void);
@@ -67,7 +69,8 @@ struct config *cmd_config(void);
 /* "exedev NAME: message" on stderr; returns status. */
 int cmd_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int cmd_fail_err(const struct error *err);
-/* Exit status for an error: EXIT_USAGE for a wrong input, EXIT_TRANSPORT for network and SSH, else EXIT_FAILED. */
+/* Exit status for an error: EXIT_USAGE for a wrong input, EXIT_TRANSPORT for network and SSH, else
+ * EXIT_FAILED. */
 int cmd_status_of(const struct error *err);
 
 bool cmd_color(int fd); /* a terminal, NO_COLOR not set, TERM not dumb */

@@ -34,19 +34,19 @@ static const char zsh_script[] =
     "}\n"
     "compdef _exedev exedev\n";
 
-static const char fish_script[] =
-    "function __exedev_complete\n"
-    "    set -l words (commandline -opc) (commandline -ct)\n"
-    "    exedev __complete $words[2..-1] 2>/dev/null\n"
-    "end\n"
-    "complete -c exedev -a '(__exedev_complete)'\n";
+static const char fish_script[] = "function __exedev_complete\n"
+                                  "    set -l words (commandline -opc) (commandline -ct)\n"
+                                  "    exedev __complete $words[2..-1] 2>/dev/null\n"
+                                  "end\n"
+                                  "complete -c exedev -a '(__exedev_complete)'\n";
 
 int cmd_completion(int argc, char **argv)
 {
     static const struct cmd_option options[] = {{0}};
     static const struct cmd_usage usage = {
         .synopsis = "bash|zsh|fish",
-        .about = "Prints the completion script for a shell. It completes subcommands, options and the names "
+        .about = "Prints the completion script for a shell. It completes subcommands, options and "
+                 "the names "
                  "of the account's VMs.",
         .examples = "  source <(exedev completion bash)\n"
                     "  exedev completion fish > ~/.config/fish/completions/exedev.fish",
@@ -62,7 +62,8 @@ int cmd_completion(int argc, char **argv)
     else if (strcmp(shell, "fish") == 0)
         fputs(fish_script, stdout);
     else
-        return cmd_fail(EXIT_USAGE, "there is a script for bash, zsh and fish, none for '%s'", shell);
+        return cmd_fail(EXIT_USAGE, "there is a script for bash, zsh and fish, none for '%s'",
+                        shell);
     return EXIT_OK;
 }
 

@@ -46,11 +46,11 @@ static void say(struct doctor *d, enum doctor_level level, const char *check, co
     d->failures += level == DOCTOR_FAILURE;
     d->warnings += level == DOCTOR_WARNING;
     if (d->json)
-        json_array_append_new(d->lines, json_pack("{s:s, s:s, s:s}", "check", check, "state", words[level],
-                                                  "text", text));
+        json_array_append_new(d->lines, json_pack("{s:s, s:s, s:s}", "check", check, "state",
+                                                  words[level], "text", text));
     else
-        printf("%s%-8s%s %-12s %s\n", d->color ? colors[level] : "", words[level], d->color ? "\033[0m" : "",
-               check, text);
+        printf("%s%-8s%s %-12s %s\n", d->color ? colors[level] : "", words[level],
+               d->color ? "\033[0m" : "", check, text);
 }
 
 static void say_finding(enum doctor_level level, const char *check, const char *text, void *arg)
@@ -83,13 +83,14 @@ static void check_openssh(struct doctor *d)
     if (sscanf(version, "OpenSSH_%u.%u", &major, &minor) != 2)
         say(d, DOCTOR_WARNING, "openssh", "this ssh is not OpenSSH: %s", version);
     else if (major < 8 || (major == 8 && minor < 5))
-        say(d, DOCTOR_WARNING, "openssh", "%s is older than 8.5, the oldest tried; upgrade openssh-client",
-            version);
+        say(d, DOCTOR_WARNING, "openssh",
+            "%s is older than 8.5, the oldest tried; upgrade openssh-client", version);
     else
         say(d, DOCTOR_OK, "openssh", "%s", version);
     cleanup_free char *keygen = first_line((const char *[]){"ssh-keygen", "-?", NULL}, &status);
     if (!keygen)
-        say(d, DOCTOR_WARNING, "openssh", "ssh-keygen does not run: keys cannot be checked nor tokens made");
+        say(d, DOCTOR_WARNING, "openssh",
+            "ssh-keygen does not run: keys cannot be checked nor tokens made");
 }
 
 static void check_settings(struct doctor *d, const json_t *raw)
@@ -98,7 +99,8 @@ static void check_settings(struct doctor *d, const json_t *raw)
     cleanup_json json_t *normalized = config_validate(raw, 0, &p);
 
     for (size_t i = 0; i < p.n; i++)
-        say(d, p.list[i].warning ? DOCTOR_WARNING : DOCTOR_FAILURE, "settings", "%s", p.list[i].text);
+        say(d, p.list[i].warning ? DOCTOR_WARNING : DOCTOR_FAILURE, "settings", "%s",
+            p.list[i].text);
     if (!p.n)
         say(d, DOCTOR_OK, "settings", "nothing wrong with them");
 }
@@ -111,7 +113,8 @@ static void check_token(struct doctor *d, const struct config *cfg)
 
     if (!cfg->api_key) {
         say(d, DOCTOR_FAILURE, "token",
-            "no exe.dev token: set apiKey (exedev configure), EXE_API_KEY, or write it to ~/.config/exedev/token");
+            "no exe.dev token: set apiKey (exedev configure), EXE_API_KEY, or write it to "
+            "~/.config/exedev/token");
         return;
     }
     if (!token_parse(cfg->api_key, &token, &err)) {
@@ -119,7 +122,7 @@ static void check_token(struct doctor *d, const struct config *cfg)
         return;
     }
     token_describe(&token, time(NULL), &words);
-    for (char *nl = words.data; nl && (nl = strchr(nl, '\n')); )
+    for (char *nl = words.data; nl && (nl = strchr(nl, '\n'));)
         *nl = nl[1] ? ';' : 0;
     say(d, DOCTOR_OK, "token", "from %s: %s", cfg->api_key_source, words.data ? words.data : "");
 }
@@ -140,7 +143,8 @@ static void check_agent(struct doctor *d, const char *socket)
     else if (line && WIFEXITED(status) && WEXITSTATUS(status) == 1)
         say(d, DOCTOR_WARNING, "agent", "%s holds no key: add one with ssh-add", socket);
     else
-        say(d, DOCTOR_FAILURE, "agent", "no agent answers at %s: start it, or set sshPrivateKey", socket);
+        say(d, DOCTOR_FAILURE, "agent", "no agent answers at %s: start it, or set sshPrivateKey",
+            socket);
 }
 
 static void check_key(struct doctor *d, const struct config *cfg)
@@ -151,22 +155,26 @@ static void check_key(struct doctor *d, const struct config *cfg)
         cleanup_key struct key *key = key_load(cfg->ssh_private_key, &err);
         cleanup_free char *public = NULL;
         if (!key || !key_decode(key, &public, deadline_in(10000), &err))
-            say(d, err.code == ERR_UNSUPPORTED ? DOCTOR_WARNING : DOCTOR_FAILURE, "key", "%s", err.msg);
+            say(d, err.code == ERR_UNSUPPORTED ? DOCTOR_WARNING : DOCTOR_FAILURE, "key", "%s",
+                err.msg);
         else
-            say(d, DOCTOR_OK, "key", "sshPrivateKey is a good key (%.*s); it must be registered: ssh exe.dev",
+            say(d, DOCTOR_OK, "key",
+                "sshPrivateKey is a good key (%.*s); it must be registered: ssh exe.dev",
                 (int)strcspn(public, " "), public);
     } else if (cfg->ssh_identity_file) {
         struct stat st;
         if (stat(cfg->ssh_identity_file, &st) < 0)
             say(d, DOCTOR_FAILURE, "key", "%s: %s", cfg->ssh_identity_file, strerror(errno));
         else if (st.st_mode & 077)
-            say(d, DOCTOR_FAILURE, "key", "%s can be read by others, ssh will not use it: chmod 600 %s",
+            say(d, DOCTOR_FAILURE, "key",
+                "%s can be read by others, ssh will not use it: chmod 600 %s",
                 cfg->ssh_identity_file, cfg->ssh_identity_file);
         else
             say(d, DOCTOR_OK, "key", "%s", cfg->ssh_identity_file);
     } else if (!cfg->ssh_agent_socket) {
         say(d, DOCTOR_WARNING, "key",
-            "no key is set: OpenSSH's own default identities will be tried. Set sshPrivateKey for a sure one");
+            "no key is set: OpenSSH's own default identities will be tried. Set sshPrivateKey for "
+            "a sure one");
     }
     if (cfg->ssh_agent_socket)
         check_agent(d, cfg->ssh_agent_socket);
@@ -185,7 +193,8 @@ static void check_account(struct doctor *d, const struct config *cfg)
     }
     for (size_t i = 0; i < all.n; i++)
         ours += record_has_tag(&all.list[i], MARK_TAG) == RECORD_TAG_YES;
-    say(d, DOCTOR_OK, "account", "the token is taken; %zu VMs, %zu of them made by exedev", all.n, ours);
+    say(d, DOCTOR_OK, "account", "the token is taken; %zu VMs, %zu of them made by exedev", all.n,
+        ours);
 }
 
 static void check_limits(struct doctor *d)
@@ -193,7 +202,8 @@ static void check_limits(struct doctor *d)
     struct rlimit files;
 
     if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < 1024)
-        say(d, DOCTOR_WARNING, "limits", "only %llu open files are allowed: raise it (ulimit -n 4096)",
+        say(d, DOCTOR_WARNING, "limits",
+            "only %llu open files are allowed: raise it (ulimit -n 4096)",
             (unsigned long long)files.rlim_cur);
     else
         say(d, DOCTOR_OK, "limits", "%llu open files", (unsigned long long)files.rlim_cur);
@@ -212,7 +222,8 @@ static void check_state(struct doctor *d, const struct config *cfg)
         return;
     }
     if (statvfs(dir, &fs) == 0 && (unsigned long long)fs.f_bavail * fs.f_frsize < (16ull << 20))
-        say(d, DOCTOR_WARNING, "state", "less than 16 MB free where %s is: the journal may not be written", dir);
+        say(d, DOCTOR_WARNING, "state",
+            "less than 16 MB free where %s is: the journal may not be written", dir);
     if (!journal_read(account, &journal, &err)) {
         say(d, DOCTOR_FAILURE, "state", "%s", err.msg);
         return;
@@ -222,7 +233,8 @@ static void check_state(struct doctor *d, const struct config *cfg)
         waiting += e->state == JOURNAL_DOOMED || (e->state == JOURNAL_INTENT && !e->owner_alive);
     }
     if (waiting)
-        say(d, DOCTOR_WARNING, "state", "%zu VMs in the journal still wait to be deleted: exedev gc", waiting);
+        say(d, DOCTOR_WARNING, "state",
+            "%zu VMs in the journal still wait to be deleted: exedev gc", waiting);
     else
         say(d, DOCTOR_OK, "state", "%s, %zu VMs in the journal", dir, journal.n);
 }
@@ -235,7 +247,9 @@ static void check_paperclip(struct doctor *d)
 
     if (dir && access(dir, F_OK) == 0)
         say(d, DOCTOR_OK, "paperclip",
-            "%s is there: of two installed plugins for exe-dev Paperclip uses the first that runs; keep one", dir);
+            "%s is there: of two installed plugins for exe-dev Paperclip uses the first that runs; "
+            "keep one",
+            dir);
 }
 
 int cmd_doctor(int argc, char **argv)
@@ -249,8 +263,10 @@ int cmd_doctor(int argc, char **argv)
     };
     static const struct cmd_usage usage = {
         .synopsis = "[options]",
-        .about = "Checks OpenSSH, the settings, the token, the key, the API and what is kept on this machine.\n"
-                 "Each line is ok, a warning or a failure with its remedy. The exit status is 1 after a failure.",
+        .about = "Checks OpenSSH, the settings, the token, the key, the API and what is kept on "
+                 "this machine.\n"
+                 "Each line is ok, a warning or a failure with its remedy. The exit status is 1 "
+                 "after a failure.",
         .examples = "  exedev doctor\n  exedev doctor --json | jq '.[] | select(.state != \"ok\")'",
         .settings = true,
     };

@@ -68,20 +68,24 @@ bool doctor_net(const struct config *cfg, doctor_say_fn *say, void *arg)
 
     cleanup_free char *text = NULL;
     if (code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_COULDNT_RESOLVE_PROXY) {
-        text = xasprintf("the name in %s cannot be resolved (%s): check this machine's DNS", cfg->api_url, why);
+        text = xasprintf("the name in %s cannot be resolved (%s): check this machine's DNS",
+                         cfg->api_url, why);
         say(DOCTOR_FAILURE, "dns", text, arg);
     } else if (code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CACERT_BADFILE) {
-        text = xasprintf("%s: the server's certificate is not trusted (%s): check the clock, caFile and the "
-                         "ca-certificates package",
-                         cfg->api_url, why);
+        text = xasprintf(
+            "%s: the server's certificate is not trusted (%s): check the clock, caFile and the "
+            "ca-certificates package",
+            cfg->api_url, why);
         say(DOCTOR_FAILURE, "api", text, arg);
     } else if (code != CURLE_OK) {
-        text = xasprintf("%s cannot be reached (%s): check the network, the firewall and httpsProxy", cfg->api_url,
-                         *why ? why : curl_easy_strerror(code));
+        text =
+            xasprintf("%s cannot be reached (%s): check the network, the firewall and httpsProxy",
+                      cfg->api_url, *why ? why : curl_easy_strerror(code));
         say(DOCTOR_FAILURE, "api", text, arg);
     } else {
-        text = xasprintf("%s answers (status %ld; DNS %.0f ms, connected %.0f ms%s)", cfg->api_url, status,
-                         dns * 1000, (tls > 0 ? tls : connected) * 1000, tls > 0 ? ", TLS good" : "");
+        text = xasprintf("%s answers (status %ld; DNS %.0f ms, connected %.0f ms%s)", cfg->api_url,
+                         status, dns * 1000, (tls > 0 ? tls : connected) * 1000,
+                         tls > 0 ? ", TLS good" : "");
         say(DOCTOR_OK, "api", text, arg);
     }
     if (code != CURLE_OK)
@@ -90,9 +94,10 @@ bool doctor_net(const struct config *cfg, doctor_say_fn *say, void *arg)
         return true;
     long skew = labs((long)(seen.date - before));
     cleanup_free char *clock =
-        xasprintf(skew > SKEW_SECONDS ? "this clock is %ld s off the server's: tokens expire by it; set the time "
-                                        "(timedatectl set-ntp true)"
-                                      : "within %ld s of the server's",
+        xasprintf(skew > SKEW_SECONDS
+                      ? "this clock is %ld s off the server's: tokens expire by it; set the time "
+                        "(timedatectl set-ntp true)"
+                      : "within %ld s of the server's",
                   skew);
     say(skew > SKEW_SECONDS ? DOCTOR_WARNING : DOCTOR_OK, "clock", clock, arg);
     return true;

@@ -44,16 +44,19 @@ int cmd_exec(int argc, char **argv)
     long long timeout = 0;
     bool tty = false, no_stdin = false;
     const struct cmd_option options[] = {
-        {"cwd", 'C', "DIR", "run it in this directory of the VM (else the home directory)", OPT_STRING, &cwd},
+        {"cwd", 'C', "DIR", "run it in this directory of the VM (else the home directory)",
+         OPT_STRING, &cwd},
         {"env", 'e', "NAME=VALUE", "add to its environment (may be repeated)", OPT_LIST, &env},
-        {"timeout", 0, "SECONDS", "end it after this time; the exit status is 124 then", OPT_INT, &timeout},
+        {"timeout", 0, "SECONDS", "end it after this time; the exit status is 124 then", OPT_INT,
+         &timeout},
         {"tty", 't', NULL, "give it a terminal", OPT_FLAG, &tty},
         {"no-stdin", 'n', NULL, "its stdin is empty", OPT_FLAG, &no_stdin},
         {0},
     };
     static const struct cmd_usage usage = {
         .synopsis = "[options] VM [--] COMMAND [ARGUMENT...]",
-        .about = "Runs a command on a VM, with the VM's login environment, this stdin, stdout and stderr, byte\n"
+        .about = "Runs a command on a VM, with the VM's login environment, this stdin, stdout and "
+                 "stderr, byte\n"
                  "for byte. The exit status is the command's; 255 when SSH failed under it.",
         .examples = "  exedev exec my-vm -- uname -a\n"
                     "  tar c src | exedev exec -C /srv my-vm -- tar x",

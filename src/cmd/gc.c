@@ -17,9 +17,10 @@ static void print_list(const struct gc_list *l)
 {
     for (size_t i = 0; i < l->n; i++) {
         const struct gc_item *g = &l->list[i];
-        cleanup_free char *age = g->since ? text_duration_ms(((long long)time(NULL) - g->since) * 1000) : NULL;
-        printf("%-7s %-40s %-14s %s\n", g->remove ? "remove" : "keep", g->name, age ? age : "age unknown",
-               gc_why_text(g->why));
+        cleanup_free char *age =
+            g->since ? text_duration_ms(((long long)time(NULL) - g->since) * 1000) : NULL;
+        printf("%-7s %-40s %-14s %s\n", g->remove ? "remove" : "keep", g->name,
+               age ? age : "age unknown", gc_why_text(g->why));
     }
 }
 
@@ -29,9 +30,9 @@ static json_t *as_json(const struct gc_list *l)
 
     for (size_t i = 0; i < l->n; i++) {
         const struct gc_item *g = &l->list[i];
-        json_t *item = json_pack("{s:s, s:s, s:b, s:b, s:s*, s:s*, s:s*}", "name", g->name, "why", gc_why_text(g->why),
-                                 "remove", g->remove, "removed", g->removed, "kind", g->kind, "environmentId", g->env_id,
-                                 "runId", g->run_id);
+        json_t *item = json_pack("{s:s, s:s, s:b, s:b, s:s*, s:s*, s:s*}", "name", g->name, "why",
+                                 gc_why_text(g->why), "remove", g->remove, "removed", g->removed,
+                                 "kind", g->kind, "environmentId", g->env_id, "runId", g->run_id);
         if (g->since)
             json_object_set_new(item, "since", json_integer(g->since));
         json_array_append_new(all, item);
@@ -53,7 +54,8 @@ int cmd_gc(int argc, char **argv)
     bool dry = false, json = false, yes = false;
     const char *older = NULL;
     const struct cmd_option options[] = {
-        {"older-than", 0, "AGE", "remove only what is known to be older: 24h, 7d, 90m", OPT_STRING, &older},
+        {"older-than", 0, "AGE", "remove only what is known to be older: 24h, 7d, 90m", OPT_STRING,
+         &older},
         {"dry-run", 'n', NULL, "list, remove nothing", OPT_FLAG, &dry},
         {"yes", 'y', NULL, "do not ask", OPT_FLAG, &yes},
         {"json", 0, NULL, "print the list as JSON; does not ask", OPT_FLAG, &json},
@@ -61,8 +63,10 @@ int cmd_gc(int argc, char **argv)
     };
     static const struct cmd_usage usage = {
         .synopsis = "[options]",
-        .about = "Lists the VMs that carry exedev's mark, says which are leases in use, kept for reuse or templates, "
-                 "and removes the others. A VM without the mark is never touched. What another machine's exedev uses is "
+        .about = "Lists the VMs that carry exedev's mark, says which are leases in use, kept for "
+                 "reuse or templates, "
+                 "and removes the others. A VM without the mark is never touched. What another "
+                 "machine's exedev uses is "
                  "not known here: with several machines on one account, use --dry-run first.",
         .examples = "  exedev gc --dry-run\n  exedev gc --older-than 24h --yes",
         .settings = true,

@@ -23,18 +23,21 @@ static void list_commands(void)
         group = c->group;
         printf("  %-12s %s\n", c->name, c->summary);
     }
-    printf("\nExamples:\n"
-           "  exedev run -- make test            a fresh VM, this folder on it, deleted afterwards\n"
-           "  exedev exec my-vm -- uname -a      a command on a VM that is there\n"
-           "\n`exedev SUBCOMMAND --help` explains one; `man exedev` tells all.\n");
+    printf(
+        "\nExamples:\n"
+        "  exedev run -- make test            a fresh VM, this folder on it, deleted afterwards\n"
+        "  exedev exec my-vm -- uname -a      a command on a VM that is there\n"
+        "\n`exedev SUBCOMMAND --help` explains one; `man exedev` tells all.\n");
 }
 
 static void list_settings(void)
 {
     const char *group = "";
 
-    printf("Every setting is an option of the subcommands that talk to exe.dev (--FLAG VALUE), a variable\n"
-           "(EXEDEV_FLAG, upper case, hyphens as _), and a member of the saved environments (exedev configure).\n"
+    printf("Every setting is an option of the subcommands that talk to exe.dev (--FLAG VALUE), a "
+           "variable\n"
+           "(EXEDEV_FLAG, upper case, hyphens as _), and a member of the saved environments "
+           "(exedev configure).\n"
            "Options win over variables, variables over what is saved.\n");
     for (const struct config_field *f = config_fields; f->key; f++) {
         const char *of = f->group ? f->group : "Essential";

@@ -14,9 +14,10 @@ CMD(ls);
 
 static json_t *to_json(const struct record *r)
 {
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:s?}", "name", r->vm_name, "sshHost",
-                          r->ssh_host, "sshDest", r->ssh_dest, "sshUser", r->ssh_user, "status", r->status,
-                          "region", r->region, "httpsUrl", r->https_url, "comment", r->comment);
+    json_t *o =
+        json_pack("{s:s, s:s, s:s, s:s?, s:s?, s:s?, s:s?, s:s?}", "name", r->vm_name, "sshHost",
+                  r->ssh_host, "sshDest", r->ssh_dest, "sshUser", r->ssh_user, "status", r->status,
+                  "region", r->region, "httpsUrl", r->https_url, "comment", r->comment);
 
     if (r->tags)
         json_object_set(o, "tags", r->tags);
@@ -40,7 +41,8 @@ int cmd_ls(int argc, char **argv)
     bool json = false, ours = false, quiet = false;
     const struct cmd_option options[] = {
         {"json", 0, NULL, "print an array of records", OPT_FLAG, &json},
-        {"ours", 0, NULL, "only VMs that exedev made (they carry the tag " MARK_TAG ")", OPT_FLAG, &ours},
+        {"ours", 0, NULL, "only VMs that exedev made (they carry the tag " MARK_TAG ")", OPT_FLAG,
+         &ours},
         {"quiet", 'q', NULL, "names only, one a line", OPT_FLAG, &quiet},
         {0},
     };

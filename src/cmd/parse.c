@@ -238,7 +238,8 @@ static void parse_name(int argc, char **argv, int *i, const struct cmd_option *o
     }
 }
 
-int cmd_parse(int argc, char **argv, const struct cmd_option *options, const struct cmd_usage *usage)
+int cmd_parse(int argc, char **argv, const struct cmd_option *options,
+              const struct cmd_usage *usage)
 {
     int i = 1;
 

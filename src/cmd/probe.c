@@ -16,8 +16,8 @@ static void progress(const char *step, const char *text, long long ms, bool ok, 
     bool color = cmd_color(STDOUT_FILENO);
 
     (void)arg;
-    printf("%s%-4s%s %-10s %8s  %s\n", color ? ok ? "\033[32m" : "\033[31m" : "", ok ? "ok" : "FAIL",
-           color ? "\033[0m" : "", step, took, text);
+    printf("%s%-4s%s %-10s %8s  %s\n", color ? ok ? "\033[32m" : "\033[31m" : "",
+           ok ? "ok" : "FAIL", color ? "\033[0m" : "", step, took, text);
     fflush(stdout);
 }
 
@@ -30,7 +30,8 @@ int cmd_probe(int argc, char **argv)
     };
     static const struct cmd_usage usage = {
         .synopsis = "[options]",
-        .about = "Makes a VM with the settings at hand, enters it over SSH, runs a command and deletes it, telling "
+        .about = "Makes a VM with the settings at hand, enters it over SSH, runs a command and "
+                 "deletes it, telling "
                  "each step and its time. The VM is real and billed for as long as it lives.",
         .examples = "  exedev probe\n  exedev probe --environment staging --json",
         .settings = true,
@@ -44,8 +45,8 @@ int cmd_probe(int argc, char **argv)
     lease_probe(cfg, json ? NULL : progress, NULL, NULL, &r);
     bool ok = r.ok;
     if (json) {
-        cleanup_json json_t *all = json_pack("{s:b, s:s, s:O, s:O}", "ok", ok, "summary", r.summary, "diagnostics",
-                                             r.diagnostics, "metadata", r.metadata);
+        cleanup_json json_t *all = json_pack("{s:b, s:s, s:O, s:O}", "ok", ok, "summary", r.summary,
+                                             "diagnostics", r.diagnostics, "metadata", r.metadata);
         cmd_print_json(all);
     } else if (ok) {
         printf("%s\n", r.summary);

@@ -66,16 +66,16 @@ void progress_step(struct progress *p, const char *step, const char *text, long 
     if (p->quiet)
         return;
     if (p->json) {
-        cleanup_json json_t *line = json_pack("{s:s, s:s, s:I, s:b}", "step", step, "text", text, "ms",
-                                              (json_int_t)ms, "ok", ok);
+        cleanup_json json_t *line = json_pack("{s:s, s:s, s:I, s:b}", "step", step, "text", text,
+                                              "ms", (json_int_t)ms, "ok", ok);
         cleanup_buf struct buf out = {0};
         json_write(&out, line);
         fprintf(stderr, "%s\n", out.data);
         return;
     }
     progress_quiet(p);
-    fprintf(stderr, "%s%7.2f s%s %-8s %s\n", p->color ? (ok ? "\033[32m" : "\033[31m") : "", (double)ms / 1000,
-            p->color ? "\033[0m" : "", step, text);
+    fprintf(stderr, "%s%7.2f s%s %-8s %s\n", p->color ? (ok ? "\033[32m" : "\033[31m") : "",
+            (double)ms / 1000, p->color ? "\033[0m" : "", step, text);
 }
 
 void progress_transfer(uint64_t done, uint64_t total, void *arg)
@@ -93,8 +93,8 @@ void progress_transfer(uint64_t done, uint64_t total, void *arg)
     if (total && done <= total) {
         enum { WIDTH = 24 };
         int full = (int)(done * WIDTH / total);
-        cleanup_free char *left =
-            text_duration_ms(done ? (int64_t)((double)took * (double)(total - done) / (double)done) : 0);
+        cleanup_free char *left = text_duration_ms(
+            done ? (int64_t)((double)took * (double)(total - done) / (double)done) : 0);
         fprintf(stderr, "[%.*s%*s] ", full, "########################", WIDTH - full, "");
         fprintf(stderr, "%3d%%  %s  %s/s  %s left", (int)(done * 100 / total), bytes, rate, left);
     } else {

@@ -1,5 +1,5 @@
-/* Progress on stderr: a line per finished step with its time; on a terminal the running one as well,
- * with a bar, rate and time left for a transfer. One thread at a time. */
+/* Progress on stderr: a line per finished step with its time; on a terminal the running one as
+ * well, with a bar, rate and time left for a transfer. One thread at a time. */
 #ifndef CMD_PROGRESS_H
 #define CMD_PROGRESS_H
 

@@ -77,7 +77,8 @@ static void resize(struct remote *r)
 static void *feed_stdin(void *arg)
 {
     struct remote *r = arg;
-    struct pollfd pfds[2] = {{.fd = STDIN_FILENO, .events = POLLIN}, {.fd = r->stop, .events = POLLIN}};
+    struct pollfd pfds[2] = {{.fd = STDIN_FILENO, .events = POLLIN},
+                             {.fd = r->stop, .events = POLLIN}};
     cleanup_free char *part = xmalloc(65536);
 
     for (;;) {
@@ -159,7 +160,8 @@ static bool put(struct remote *r, const struct stream_chunk *chunk, int *status)
     return false;
 }
 
-static bool pass_output(struct remote *r, const struct remote_spec *spec, int *status, struct error *err)
+static bool pass_output(struct remote *r, const struct remote_spec *spec, int *status,
+                        struct error *err)
 {
     for (;;) {
         enum stream_event event;

@@ -1,5 +1,5 @@
-/* A remote command with this process's stdin, stdout, stderr, terminal and signals: what exec, shell
- * and run share. One at a time in a process. */
+/* A remote command with this process's stdin, stdout, stderr, terminal and signals: what exec,
+ * shell and run share. One at a time in a process. */
 #ifndef CMD_REMOTE_H
 #define CMD_REMOTE_H
 
@@ -15,13 +15,13 @@ struct remote_spec {
     bool tty;               /* a terminal on the VM, this one in raw mode meanwhile */
     bool no_stdin;
     bool source_nvm, durable;
-    uint32_t timeout_ms;    /* 0: none */
+    uint32_t timeout_ms; /* 0: none */
 };
 
 /* Any amount of stdin and output, byte for byte. Ctrl-C and SIGINT go to the command's foreground
- * process group; a second one, SIGTERM and SIGHUP end its whole tree. True: *status is the command's
- * own (128+n for a signal; 126 or 127 when it could not be started, 124 when it timed out). False:
- * SSH failed under it. */
+ * process group; a second one, SIGTERM and SIGHUP end its whole tree. True: *status is the
+ * command's own (128+n for a signal; 126 or 127 when it could not be started, 124 when it timed
+ * out). False: SSH failed under it. */
 bool remote_run(struct link *l, const struct remote_spec *spec, int *status, struct error *err);
 
 #endif

@@ -42,7 +42,8 @@ static bool remove_one(struct api *api, const struct config *cfg, const char *na
         return error_prefix(err, "look for %s", name);
     if (!force && !is_ours(cfg, &r))
         return error_set(err, ERR_INVALID,
-                         "%s was not made by exedev (it does not carry the tag " MARK_TAG "); nothing was "
+                         "%s was not made by exedev (it does not carry the tag " MARK_TAG
+                         "); nothing was "
                          "deleted. Say --force if it is really meant",
                          name);
     if (!api_rm(api, name, d, err))
@@ -66,8 +67,9 @@ int cmd_rm(int argc, char **argv)
     };
     static const struct cmd_usage usage = {
         .synopsis = "[options] NAME...",
-        .about = "Deletes VMs and makes sure that they are gone. A VM that exedev did not make is left "
-                 "alone unless --force is given.",
+        .about =
+            "Deletes VMs and makes sure that they are gone. A VM that exedev did not make is left "
+            "alone unless --force is given.",
         .examples = "  exedev rm my-vm\n  exedev ls -q --ours | xargs exedev rm",
         .settings = true,
         .min = 1,

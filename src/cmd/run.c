@@ -33,7 +33,8 @@ struct run {
     bool keep, no_push, no_pull, tty;
 };
 
-/* Ctrl-C while no command runs: stop what goes on, then clean up. The cleaning up is not stopped. */
+/* Ctrl-C while no command runs: stop what goes on, then clean up. The cleaning up is not stopped.
+ */
 static void *take_interrupts(void *arg)
 {
     struct run *r = arg;
@@ -80,10 +81,12 @@ static bool check_folder(struct error *err)
     if (stat(".", &here) < 0)
         return error_sys(err, errno, "the working directory");
     if ((stat("/", &other) == 0 && other.st_dev == here.st_dev && other.st_ino == here.st_ino) ||
-        (home && stat(home, &other) == 0 && other.st_dev == here.st_dev && other.st_ino == here.st_ino))
-        return error_set(err, ERR_INVALID,
-                         "this would copy all of your home folder or file system to the VM: change to the "
-                         "project's folder, or say --no-push");
+        (home && stat(home, &other) == 0 && other.st_dev == here.st_dev &&
+         other.st_ino == here.st_ino))
+        return error_set(
+            err, ERR_INVALID,
+            "this would copy all of your home folder or file system to the VM: change to the "
+            "project's folder, or say --no-push");
     return true;
 }
 
@@ -131,13 +134,15 @@ static bool push(struct run *r, struct error *err)
     if (!transfer_push(r->link, ".", r->remote_dir, &opts, &stats, err))
         return error_prefix(err, "copy this folder to the VM");
     cleanup_free char *bytes = text_bytes(stats.bytes);
-    cleanup_free char *text = xasprintf("%llu files, %s, to %s", (unsigned long long)stats.files, bytes, r->remote_dir);
+    cleanup_free char *text =
+        xasprintf("%llu files, %s, to %s", (unsigned long long)stats.files, bytes, r->remote_dir);
     progress_step(r->progress, "push", text, now_ms() - start, true);
     return true;
 }
 
 /* Only what differs comes back; a file that the command deleted stays here. */
-static bool pull_one(struct run *r, const char *path, struct transfer_stats *stats, struct error *err)
+static bool pull_one(struct run *r, const char *path, struct transfer_stats *stats,
+                     struct error *err)
 {
     struct transfer_opts opts = {
         .merge = true,
@@ -185,9 +190,12 @@ static bool release(struct run *r, struct error *err)
         return true;
     progress_begin(r->progress, r->keep ? "keep" : "delete", r->lease.id);
     if (!lease_release(r->cfg, r->lease.id, r->lease.metadata, r->keep, true, &receipt, err))
-        return error_prefix(err, r->keep ? "leave %s" : "delete %s (exedev gc will try again)", r->lease.id);
-    cleanup_free char *kept = xasprintf("%s stays, and is billed, until: exedev rm %s", r->lease.id, r->lease.id);
-    progress_step(r->progress, r->keep ? "keep" : "delete", r->keep ? kept : r->lease.id, now_ms() - start, true);
+        return error_prefix(err, r->keep ? "leave %s" : "delete %s (exedev gc will try again)",
+                            r->lease.id);
+    cleanup_free char *kept =
+        xasprintf("%s stays, and is billed, until: exedev rm %s", r->lease.id, r->lease.id);
+    progress_step(r->progress, r->keep ? "keep" : "delete", r->keep ? kept : r->lease.id,
+                  now_ms() - start, true);
     return true;
 }
 
@@ -233,7 +241,8 @@ static bool paths_are_inside(const struct cmd_list *pull)
 {
     for (int i = 0; i < pull->n; i++) {
         const char *p = pull->items[i];
-        if (!*p || *p == '/' || strcmp(p, "..") == 0 || text_starts(p, "../") || strstr(p, "/../") || text_ends(p, "/.."))
+        if (!*p || *p == '/' || strcmp(p, "..") == 0 || text_starts(p, "../") ||
+            strstr(p, "/../") || text_ends(p, "/.."))
             return false;
     }
     return true;
@@ -246,15 +255,21 @@ int cmd_run(int argc, char **argv)
     bool json = false, quiet = false, no_tty = false, no_stdin = false;
     long long timeout = 0;
     const struct cmd_option options[] = {
-        {"pull", 'p', "PATH", "bring back only this path of the folder (may be repeated)", OPT_LIST, &r.pull},
+        {"pull", 'p', "PATH", "bring back only this path of the folder (may be repeated)", OPT_LIST,
+         &r.pull},
         {"no-push", 0, NULL, "do not copy this folder to the VM", OPT_FLAG, &r.no_push},
         {"no-pull", 0, NULL, "bring nothing back", OPT_FLAG, &r.no_pull},
-        {"exclude", 'x', "GLOB", "leave these files out both ways, as tar --exclude does (may be repeated)", OPT_LIST, &r.exclude},
-        {"env", 'e', "NAME=VALUE", "add to the command's environment (may be repeated)", OPT_LIST, &env},
-        {"dir", 'C', "DIR", "the folder on the VM (else paperclip-workspace in the home directory)", OPT_STRING, &r.dir},
+        {"exclude", 'x', "GLOB",
+         "leave these files out both ways, as tar --exclude does (may be repeated)", OPT_LIST,
+         &r.exclude},
+        {"env", 'e', "NAME=VALUE", "add to the command's environment (may be repeated)", OPT_LIST,
+         &env},
+        {"dir", 'C', "DIR", "the folder on the VM (else paperclip-workspace in the home directory)",
+         OPT_STRING, &r.dir},
         {"name", 0, "NAME", "the VM's name (else one is made up)", OPT_STRING, &r.name},
         {"keep", 'k', NULL, "keep the VM afterwards", OPT_FLAG, &r.keep},
-        {"timeout", 0, "SECONDS", "end the command after this time; the exit status is 124 then", OPT_INT, &timeout},
+        {"timeout", 0, "SECONDS", "end the command after this time; the exit status is 124 then",
+         OPT_INT, &timeout},
         {"no-tty", 'T', NULL, "no terminal for the command, even on a terminal", OPT_FLAG, &no_tty},
         {"no-stdin", 'n', NULL, "its stdin is empty", OPT_FLAG, &no_stdin},
         {"quiet", 'q', NULL, "no progress lines", OPT_FLAG, &quiet},
@@ -263,10 +278,12 @@ int cmd_run(int argc, char **argv)
     };
     static const struct cmd_usage usage = {
         .synopsis = "[options] [--] COMMAND [ARGUMENT...]",
-        .about = "Makes a VM, copies this folder to it, runs the command there with live output, copies what\n"
+        .about = "Makes a VM, copies this folder to it, runs the command there with live output, "
+                 "copies what\n"
                  "changed back, deletes the VM, and exits with the command's status.",
         .examples = "  exedev run -- make test\n"
-                    "  exedev run --cpu 8 --pull build/report.html -x node_modules -- sh -c 'npm ci && npm run report'",
+                    "  exedev run --cpu 8 --pull build/report.html -x node_modules -- sh -c 'npm "
+                    "ci && npm run report'",
         .settings = true,
         .min = 1,
         .max = -1,

@@ -86,8 +86,8 @@ void settings_print_names(void)
 /* Text to what config_parse takes for that field; NULL: not a truth value. */
 static json_t *value_of(const struct config_field *f, const char *text)
 {
-    static const char *const yes[] = {"true", "yes", "on", "1"}, *const no[] = {"false", "no", "off",
-                                                                               "0", ""};
+    static const char *const yes[] = {"true", "yes", "on", "1"}, *const no[] = {"false", "no",
+                                                                                "off", "0", ""};
     if (f->type != FIELD_FLAG)
         return json_string(text);
     for (size_t i = 0; i < 4; i++) {
@@ -167,16 +167,19 @@ char *settings_option(const char *name, const char *value)
         cleanup_free char *key = xstrndup(value, (size_t)(eq - value));
         const struct config_field *f = config_field_find(key);
         if (f && f->secret)
-            return xasprintf("%s is a secret: on a command line every user of this machine could read it. "
-                             "Use --api-key-file or --ssh-key-file, an EXEDEV_... variable, or `exedev configure`",
-                             key);
+            return xasprintf(
+                "%s is a secret: on a command line every user of this machine could read it. "
+                "Use --api-key-file or --ssh-key-file, an EXEDEV_... variable, or `exedev "
+                "configure`",
+                key);
         return set(from_flags, key, eq + 1);
     }
     const struct config_field *f = by_flag(name);
     if (f->secret)
-        return xasprintf("--%s would show a secret to every user of this machine. Use --api-key-file or "
-                         "--ssh-key-file, an EXEDEV_... variable, or `exedev configure`",
-                         name);
+        return xasprintf(
+            "--%s would show a secret to every user of this machine. Use --api-key-file or "
+            "--ssh-key-file, an EXEDEV_... variable, or `exedev configure`",
+            name);
     return set(from_flags, f->key, value);
 }
 

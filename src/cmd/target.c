@@ -14,7 +14,8 @@ struct link *target_link(const struct config *cfg, const char *vm, struct error 
 
     if (!text_is_vm_name(vm)) {
         error_set(err, ERR_INVALID,
-                  "'%s' is no VM name: lower-case letters, digits and hyphens, 63 at most, not ending in a "
+                  "'%s' is no VM name: lower-case letters, digits and hyphens, 63 at most, not "
+                  "ending in a "
                   "hyphen and digits only",
                   vm);
         return NULL;
@@ -27,10 +28,11 @@ struct link *target_link(const struct config *cfg, const char *vm, struct error 
         return NULL;
     }
     if (record_is_stopped(&r)) {
-        error_set(err, ERR_NOT_FOUND, "the VM %s is stopped; start it with: ssh exe.dev restart %s", vm, vm);
+        error_set(err, ERR_NOT_FOUND, "the VM %s is stopped; start it with: ssh exe.dev restart %s",
+                  vm, vm);
         return NULL;
     }
-    metadata = json_pack("{s:s, s:s, s:s, s:s?}", "vmName", r.vm_name, "sshDest", r.ssh_dest, "sshHost",
-                         r.ssh_host, "sshLogin", r.ssh_user);
+    metadata = json_pack("{s:s, s:s, s:s, s:s?}", "vmName", r.vm_name, "sshDest", r.ssh_dest,
+                         "sshHost", r.ssh_host, "sshLogin", r.ssh_user);
     return lease_link(cfg, vm, metadata, NULL, err);
 }

@@ -32,23 +32,27 @@ static int start(const struct config *cfg, const char *from, const char *expires
     if (!template_setup_start(cfg, &req, NULL, &s, &err))
         return cmd_fail_err(&err);
     if (json) {
-        cleanup_json json_t *j = json_pack("{s:s, s:s, s:s, s:i, s:s*, s:s*}", "name", s.id, "command", s.command, "host",
-                                           s.host, "port", s.port, "user", s.user, "expiresAt", s.expires_at);
+        cleanup_json json_t *j =
+            json_pack("{s:s, s:s, s:s, s:i, s:s*, s:s*}", "name", s.id, "command", s.command,
+                      "host", s.host, "port", s.port, "user", s.user, "expiresAt", s.expires_at);
         cmd_print_json(j);
     } else {
-        printf("%s is ready. Enter it and set it up:\n\n    %s\n\nThen keep it as a template, or drop it:\n\n"
+        printf("%s is ready. Enter it and set it up:\n\n    %s\n\nThen keep it as a template, or "
+               "drop it:\n\n"
                "    exedev template capture %s\n    exedev rm %s\n",
                s.id, s.command, s.id, s.id);
         if (s.expires_at)
             printf("\nIt powers itself off at %s.\n", s.expires_at);
         else if (expires)
-            fprintf(stderr, "exedev template: the VM took no expiry timer: it lives until it is deleted\n");
+            fprintf(stderr,
+                    "exedev template: the VM took no expiry timer: it lives until it is deleted\n");
     }
     setup_session_clear(&s);
     return EXIT_OK;
 }
 
-static int capture(const struct config *cfg, const char *vm, const char *label, bool keep, bool json)
+static int capture(const struct config *cfg, const char *vm, const char *label, bool keep,
+                   bool json)
 {
     cleanup_error struct error err = {0};
     cleanup_free char *ref = NULL;
@@ -77,10 +81,12 @@ static int list(const struct config *cfg, bool json)
         return cmd_fail_err(&err);
     for (size_t i = 0; i < l.n; i++) {
         const struct template_item *t = &l.list[i];
-        cleanup_free char *age = t->since ? text_duration_ms(((long long)time(NULL) - t->since) * 1000) : NULL;
+        cleanup_free char *age =
+            t->since ? text_duration_ms(((long long)time(NULL) - t->since) * 1000) : NULL;
         if (json)
-            json_array_append_new(all, json_pack("{s:s, s:s*, s:s*}", "name", t->name, "environmentId",
-                                                 t->environment_id, "label", t->label));
+            json_array_append_new(all,
+                                  json_pack("{s:s, s:s*, s:s*}", "name", t->name, "environmentId",
+                                            t->environment_id, "label", t->label));
         else
             printf("%-40s %-14s %s\n", t->name, age ? age : "", t->label ? t->label : "");
     }
@@ -111,7 +117,8 @@ int cmd_template(int argc, char **argv)
     const char *from = NULL, *expires = NULL, *label = NULL;
     const struct cmd_option options[] = {
         {"from", 0, "TEMPLATE", "start: copy this VM instead of a fresh one", OPT_STRING, &from},
-        {"expires", 0, "TIME", "start: the VM powers itself off after 2h, 90m", OPT_STRING, &expires},
+        {"expires", 0, "TIME", "start: the VM powers itself off after 2h, 90m", OPT_STRING,
+         &expires},
         {"label", 0, "TEXT", "capture: a word to know it by", OPT_STRING, &label},
         {"keep", 0, NULL, "capture: do not delete the VM it was made from", OPT_FLAG, &keep},
         {"json", 0, NULL, "print the result as JSON", OPT_FLAG, &json},
@@ -119,10 +126,13 @@ int cmd_template(int argc, char **argv)
     };
     static const struct cmd_usage usage = {
         .synopsis = "[options] start | capture VM | ls | rm TEMPLATE...",
-        .about = "Templates are VMs that others are copied from (the setting sourceVm). `start` makes a VM and says how to "
-                 "enter it; `capture` copies it to a template; `ls` lists the templates; `rm` deletes templates, and "
+        .about = "Templates are VMs that others are copied from (the setting sourceVm). `start` "
+                 "makes a VM and says how to "
+                 "enter it; `capture` copies it to a template; `ls` lists the templates; `rm` "
+                 "deletes templates, and "
                  "nothing else. A template is a VM like any other, running and billed.",
-        .examples = "  exedev template start --expires 2h\n  exedev template capture paperclip-setup-x7k2",
+        .examples =
+            "  exedev template start --expires 2h\n  exedev template capture paperclip-setup-x7k2",
         .settings = true,
         .min = 1,
         .max = -1,

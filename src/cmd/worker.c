@@ -12,9 +12,11 @@ int cmd_worker(int argc, char **argv)
     static const struct cmd_option options[] = {{0}};
     static const struct cmd_usage usage = {
         .synopsis = "",
-        .about = "Serves Paperclip's plugin contract on stdin and stdout, one JSON-RPC message a line, until stdin "
+        .about = "Serves Paperclip's plugin contract on stdin and stdout, one JSON-RPC message a "
+                 "line, until stdin "
                  "ends. Paperclip starts it; by hand it is of use for tests.",
-        .examples = "  echo '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"initialize\"}' | exedev worker",
+        .examples =
+            "  echo '{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"initialize\"}' | exedev worker",
     };
 
     cmd_parse(argc, argv, options, &usage);

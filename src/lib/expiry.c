@@ -16,11 +16,11 @@ bool expiry_parse(const char *text, int64_t *unix_seconds, struct error *err)
     int used = 0, zone = 0, zh, zm;
     char sign;
 
-    bool ok = sscanf(text, "%4d-%2d-%2dT%2d:%2d:%2d%n", &t.tm_year, &t.tm_mon, &t.tm_mday, &t.tm_hour,
-                     &t.tm_min, &t.tm_sec, &used) == 6 &&
-              used == 19 && t.tm_year >= 1970 && t.tm_mon >= 1 && t.tm_mon <= 12 && t.tm_mday >= 1 &&
-              t.tm_mday <= 31 && t.tm_hour >= 0 && t.tm_hour <= 23 && t.tm_min >= 0 && t.tm_min <= 59 &&
-              t.tm_sec >= 0 && t.tm_sec <= 60;
+    bool ok = sscanf(text, "%4d-%2d-%2dT%2d:%2d:%2d%n", &t.tm_year, &t.tm_mon, &t.tm_mday,
+                     &t.tm_hour, &t.tm_min, &t.tm_sec, &used) == 6 &&
+              used == 19 && t.tm_year >= 1970 && t.tm_mon >= 1 && t.tm_mon <= 12 &&
+              t.tm_mday >= 1 && t.tm_mday <= 31 && t.tm_hour >= 0 && t.tm_hour <= 23 &&
+              t.tm_min >= 0 && t.tm_min <= 59 && t.tm_sec >= 0 && t.tm_sec <= 60;
     const char *rest = ok ? text + used : "";
     if (ok && *rest == '.') {
         size_t digits = strspn(rest + 1, "0123456789");
@@ -62,7 +62,8 @@ static bool timer(struct link *l, const char *verb, const char *epoch, struct bu
 {
     const char *argv[] = {"timer", verb, epoch, NULL};
 
-    return guest_builtin(l, argv, out, status, d, cancel, err) || error_prefix(err, "expiry timer: %s", verb);
+    return guest_builtin(l, argv, out, status, d, cancel, err) ||
+           error_prefix(err, "expiry timer: %s", verb);
 }
 
 static bool refused(const struct buf *out, const char *verb, int status, struct error *err)
@@ -70,8 +71,8 @@ static bool refused(const struct buf *out, const char *verb, int status, struct 
     cleanup_buf struct buf shown = {0};
 
     text_visible(&shown, out->data ? out->data : "", out->len, 300);
-    return error_set(err, ERR_UNSUPPORTED, "the VM could not %s an expiry timer (status %d)%s%s", verb, status,
-                     shown.len ? ": " : "", shown.len ? shown.data : "");
+    return error_set(err, ERR_UNSUPPORTED, "the VM could not %s an expiry timer (status %d)%s%s",
+                     verb, status, shown.len ? ": " : "", shown.len ? shown.data : "");
 }
 
 /* The VM's clock may be another: how many seconds it is ahead of ours. */
@@ -89,8 +90,8 @@ static bool clock_ahead(struct link *l, int64_t *ahead, struct deadline d, struc
     return true;
 }
 
-bool expiry_read(struct link *l, int64_t *armed, bool *expired, struct deadline d, struct cancel *cancel,
-                 struct error *err)
+bool expiry_read(struct link *l, int64_t *armed, bool *expired, struct deadline d,
+                 struct cancel *cancel, struct error *err)
 {
     cleanup_buf struct buf out = {0}, mark = {0};
     int64_t ahead = 0;
@@ -99,7 +100,9 @@ bool expiry_read(struct link *l, int64_t *armed, bool *expired, struct deadline 
     *armed = 0;
     *expired = false;
     if (!timer(l, "read", NULL, &out, &status, d, cancel, err) ||
-        !guest_run(l, (const char *[]){"sh", "-c", "cat \"/var/tmp/exedev-expired-$(id -u)\" 2>/dev/null; :", NULL},
+        !guest_run(l,
+                   (const char *[]){
+                       "sh", "-c", "cat \"/var/tmp/exedev-expired-$(id -u)\" 2>/dev/null; :", NULL},
                    &mark, d, cancel, err))
         return false;
     *expired = mark.len >= 7 && memcmp(mark.data, "expired", 7) == 0;
@@ -109,8 +112,8 @@ bool expiry_read(struct link *l, int64_t *armed, bool *expired, struct deadline 
     return at == 0 || *armed > 0;
 }
 
-bool expiry_arm(struct link *l, int64_t at, int64_t *armed, struct deadline d, struct cancel *cancel,
-                struct error *err)
+bool expiry_arm(struct link *l, int64_t at, int64_t *armed, struct deadline d,
+                struct cancel *cancel, struct error *err)
 {
     cleanup_buf struct buf out = {0}, back = {0};
     int64_t ahead = 0;

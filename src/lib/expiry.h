@@ -16,13 +16,13 @@ bool expiry_parse(const char *text, int64_t *unix_seconds, struct error *err);
 /* As JavaScript's toISOString writes it. Owned. */
 char *expiry_text(int64_t unix_seconds);
 
-/* Arms the timer for that moment and reads it back: *armed is what the VM says, at or before `at`. False: no timer is
- * armed, and nothing may be promised. */
-bool expiry_arm(struct link *l, int64_t at, int64_t *armed, struct deadline d, struct cancel *cancel,
-                struct error *err);
+/* Arms the timer for that moment and reads it back: *armed is what the VM says, at or before `at`.
+ * False: no timer is armed, and nothing may be promised. */
+bool expiry_arm(struct link *l, int64_t at, int64_t *armed, struct deadline d,
+                struct cancel *cancel, struct error *err);
 /* *armed 0: none. *expired: it has fired once. */
-bool expiry_read(struct link *l, int64_t *armed, bool *expired, struct deadline d, struct cancel *cancel,
-                 struct error *err);
+bool expiry_read(struct link *l, int64_t *armed, bool *expired, struct deadline d,
+                 struct cancel *cancel, struct error *err);
 bool expiry_disarm(struct link *l, struct deadline d, struct cancel *cancel, struct error *err);
 
 #endif

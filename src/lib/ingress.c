@@ -49,12 +49,14 @@ bool ingress_open(const struct config *cfg, const char *vm, const char *https_ur
     if (!text_is_vm_name(vm))
         return error_set(err, ERR_UNSAFE, "the lease id is no VM name");
     if (port != 443 && (port < 3000 || port > 9999))
-        return error_set(err, ERR_INVALID,
-                         "port %lld of a VM cannot be reached through exe.dev's proxy: it passes 3000 to 9999",
-                         (long long)port);
+        return error_set(
+            err, ERR_INVALID,
+            "port %lld of a VM cannot be reached through exe.dev's proxy: it passes 3000 to 9999",
+            (long long)port);
     if (!path_ok(path))
-        return error_set(err, ERR_INVALID,
-                         "the path must begin with a slash and hold no character that a URL would rewrite");
+        return error_set(
+            err, ERR_INVALID,
+            "the path must begin with a slash and hold no character that a URL would rewrite");
     cleanup_free char *host = https_url ? host_of(https_url) : xasprintf("%s.exe.xyz", vm);
     if (!host)
         return error_set(err, ERR_UNSAFE, "VM %s has an HTTPS address that is none", vm);

@@ -29,7 +29,8 @@ void lease_result_free(struct lease_result *r)
     *r = (struct lease_result){0};
 }
 
-static void step(const struct lease_request *req, const char *name, const char *text, int64_t since, bool ok)
+static void step(const struct lease_request *req, const char *name, const char *text, int64_t since,
+                 bool ok)
 {
     if (req && req->progress)
         req->progress(name, text, now_ms() - since, ok, req->progress_arg);
@@ -40,8 +41,8 @@ static json_t *text_or_null(const char *s)
     return s ? json_string(s) : json_null();
 }
 
-static json_t *lease_metadata(const struct config *cfg, const struct record *r, const struct lease_address *a,
-                              const struct guest *g, bool resumed)
+static json_t *lease_metadata(const struct config *cfg, const struct record *r,
+                              const struct lease_address *a, const struct guest *g, bool resumed)
 {
     json_t *m = json_object();
 
@@ -66,19 +67,22 @@ static json_t *lease_metadata(const struct config *cfg, const struct record *r, 
 /* ---- acquire ---- */
 
 /* When the VM should end; 0: never. */
-static bool wanted_expiry(const struct config *cfg, const char *requested, int64_t *at, struct error *err)
+static bool wanted_expiry(const struct config *cfg, const char *requested, int64_t *at,
+                          struct error *err)
 {
     int64_t asked = 0;
 
     if (requested && !expiry_parse(requested, &asked, err))
         return error_prefix(err, "requestedExpiresAt");
-    int64_t ours = cfg->expires_in_minutes > 0 ? (int64_t)time(NULL) + cfg->expires_in_minutes * 60 : 0;
+    int64_t ours =
+        cfg->expires_in_minutes > 0 ? (int64_t)time(NULL) + cfg->expires_in_minutes * 60 : 0;
     *at = asked && ours ? (asked < ours ? asked : ours) : asked ? asked : ours;
     return true;
 }
 
 /* Only a timer that the VM itself reports is promised. */
-static char *arm(struct link *l, const char *name, int64_t at, struct deadline d, struct cancel *cancel)
+static char *arm(struct link *l, const char *name, int64_t at, struct deadline d,
+                 struct cancel *cancel)
 {
     cleanup_error struct error err = {0};
     int64_t armed = 0;
@@ -92,8 +96,9 @@ static char *arm(struct link *l, const char *name, int64_t at, struct deadline d
 }
 
 /* A fresh VM is there; make it a lease. */
-static bool furnish(struct lease_vm *v, const struct lease_request *req, int64_t expires, struct deadline d,
-                    struct cancel *cancel, struct lease_result *out, struct error *err)
+static bool furnish(struct lease_vm *v, const struct lease_request *req, int64_t expires,
+                    struct deadline d, struct cancel *cancel, struct lease_result *out,
+                    struct error *err)
 {
     cleanup_address struct lease_address a = {0};
     struct guest g = {0};
@@ -112,7 +117,8 @@ static bool furnish(struct lease_vm *v, const struct lease_request *req, int64_t
         since = now_ms();
         ok = guest_wait_setup(l, v->cfg, &g, d, cancel, err);
         const char *state = g.setup ? json_str(g.setup, "state") : NULL;
-        step(req, "setup", state ? state : "nothing to wait for", since, ok && (!state || strcmp(state, "done") == 0));
+        step(req, "setup", state ? state : "nothing to wait for", since,
+             ok && (!state || strcmp(state, "done") == 0));
         if (state && strcmp(state, "done") != 0)
             log_warn("the setup script of VM %s is: %s; its last lines: %s", v->name, state,
                      json_str(g.setup, "log") ? json_str(g.setup, "log") : "");
@@ -137,7 +143,8 @@ bool lease_acquire(const struct config *cfg, const struct lease_request *req, st
     int64_t since = now_ms(), expires = 0;
 
     *out = (struct lease_result){0};
-    if (!wanted_expiry(cfg, req->requested_expires_at, &expires, err) || !lease_vm_open(&v, cfg, "lease", err))
+    if (!wanted_expiry(cfg, req->requested_expires_at, &expires, err) ||
+        !lease_vm_open(&v, cfg, "lease", err))
         return false;
     v.env_id = req->environment_id;
     v.run_id = req->run_id;
@@ -155,8 +162,8 @@ bool lease_acquire(const struct config *cfg, const struct lease_request *req, st
     bool undone = lease_vm_undo(&v, &undo);
     step(req, "delete", undone ? "deleted" : undo.msg, since, undone);
     if (!undone)
-        error_append(err, ". VM %s could not be deleted either (%s); the next call tries again", v.name,
-                     undo.msg);
+        error_append(err, ". VM %s could not be deleted either (%s); the next call tries again",
+                     v.name, undo.msg);
     return false;
 }
 
@@ -184,7 +191,8 @@ static void gone_for_good(struct lease_result *out, const char *id, const char *
 {
     log_info("lease %s is gone: %s", id, why);
     out->id = NULL;
-    out->metadata = json_pack("{s:b, s:s, s:s}", "expired", 1, "provider", "exe-dev", "reason", why);
+    out->metadata =
+        json_pack("{s:b, s:s, s:s}", "expired", 1, "provider", "exe-dev", "reason", why);
 }
 
 /* The words the host looks for before it tries again. */
@@ -216,8 +224,8 @@ static bool passing_fault(struct error *err, const char *id)
 }
 
 /* The VM's record, running; *gone says why there is none. */
-static bool find_running(struct api *api, const char *id, struct deadline d, struct record *r, bool *fresh,
-                         const char **gone, struct error *err)
+static bool find_running(struct api *api, const char *id, struct deadline d, struct record *r,
+                         bool *fresh, const char **gone, struct error *err)
 {
     if (!api_find(api, id, d, r, err)) {
         *gone = err->code == ERR_NOT_FOUND ? "the VM is not there any more" : NULL;
@@ -250,9 +258,9 @@ static bool find_running(struct api *api, const char *id, struct deadline d, str
     return true;
 }
 
-static bool reconnect(const struct config *cfg, const char *id, const char *cwd, const struct record *r,
-                      bool fresh, struct deadline d, struct cancel *cancel, struct lease_result *out,
-                      const char **gone, struct error *err)
+static bool reconnect(const struct config *cfg, const char *id, const char *cwd,
+                      const struct record *r, bool fresh, struct deadline d, struct cancel *cancel,
+                      struct lease_result *out, const char **gone, struct error *err)
 {
     cleanup_address struct lease_address a = {0};
     cleanup_error struct error why = {0};
@@ -265,7 +273,8 @@ static bool reconnect(const struct config *cfg, const char *id, const char *cwd,
     if (!l)
         return false;
     bool ok = link_connect(l, d, cancel, err);
-    if (!ok && (err->code == ERR_AUTH || err->code == ERR_UNREGISTERED || err->code == ERR_HOST_KEY))
+    if (!ok &&
+        (err->code == ERR_AUTH || err->code == ERR_UNREGISTERED || err->code == ERR_HOST_KEY))
         *gone = err->msg;
     if (ok && expiry_read(l, &armed, &expired, d, cancel, &why) && expired) {
         *gone = "its time is over (expiry mark on the VM)";
@@ -275,7 +284,9 @@ static bool reconnect(const struct config *cfg, const char *id, const char *cwd,
     ok = ok && link_end_all(l, d, err) && guest_prepare(l, cwd, &g, d, cancel, err);
     if (ok) {
         wanted_expiry(cfg, NULL, &expires, NULL);
-        out->expires_at = expires ? arm(l, id, expires, d, cancel) : armed ? expiry_text(armed) : NULL;
+        out->expires_at = expires ? arm(l, id, expires, d, cancel)
+                          : armed ? expiry_text(armed)
+                                  : NULL;
         out->id = xstrdup(id);
         out->metadata = lease_metadata(cfg, r, &a, &g, true);
     }
@@ -284,8 +295,8 @@ static bool reconnect(const struct config *cfg, const char *id, const char *cwd,
     return ok;
 }
 
-bool lease_resume(const struct config *cfg, const char *id, const json_t *metadata, struct cancel *cancel,
-                  struct lease_result *out, struct error *err)
+bool lease_resume(const struct config *cfg, const char *id, const json_t *metadata,
+                  struct cancel *cancel, struct lease_result *out, struct error *err)
 {
     struct deadline d = deadline_in(cfg->timeout_ms < RESUME_MS ? cfg->timeout_ms : RESUME_MS);
     cleanup_record struct record r = {0};
@@ -300,8 +311,9 @@ bool lease_resume(const struct config *cfg, const char *id, const json_t *metada
     if (!api)
         return false;
     cleanup_free char *account = config_account_id(cfg);
-    bool ok = find_running(api, id, d, &r, &fresh, &gone, &own) &&
-              reconnect(cfg, id, json_str(metadata, "remoteCwd"), &r, fresh, d, cancel, out, &gone, &own);
+    bool ok =
+        find_running(api, id, d, &r, &fresh, &gone, &own) &&
+        reconnect(cfg, id, json_str(metadata, "remoteCwd"), &r, fresh, d, cancel, out, &gone, &own);
     if (gone) {
         gone_for_good(out, id, gone);
         lease_hang_up(id);
@@ -314,7 +326,8 @@ bool lease_resume(const struct config *cfg, const char *id, const json_t *metada
         return false;
     }
     lease_move(id, LEASE_LIVE, NULL);
-    struct journal_entry e = {.name = (char *)id, .account = account, .kind = (char *)"lease", .state = JOURNAL_LIVE};
+    struct journal_entry e = {
+        .name = (char *)id, .account = account, .kind = (char *)"lease", .state = JOURNAL_LIVE};
     journal_write(&e, NULL);
     lease_vm_sweep(api, account, deadline_min(d, deadline_in(1000)));
     return true;
@@ -326,7 +339,8 @@ static bool journal_state(const struct config *cfg, const char *id, enum journal
 {
     cleanup_journal struct journal j = {0};
     cleanup_free char *account = config_account_id(cfg);
-    struct journal_entry e = {.name = (char *)id, .account = account, .kind = (char *)"lease", .state = state};
+    struct journal_entry e = {
+        .name = (char *)id, .account = account, .kind = (char *)"lease", .state = state};
 
     journal_read(account, &j, NULL);
     for (size_t i = 0; i < j.n; i++)
@@ -336,9 +350,10 @@ static bool journal_state(const struct config *cfg, const char *id, enum journal
     return journal_write(&e, NULL);
 }
 
-/* Every process of ours on the VM is ended, and the VM says so; or there is no VM, or none that runs. */
-static bool quieten(const struct config *cfg, const char *id, const json_t *metadata, struct deadline d,
-                    enum receipt *receipt, struct error *err)
+/* Every process of ours on the VM is ended, and the VM says so; or there is no VM, or none that
+ * runs. */
+static bool quieten(const struct config *cfg, const char *id, const json_t *metadata,
+                    struct deadline d, enum receipt *receipt, struct error *err)
 {
     cleanup_address struct lease_address a = {0};
     cleanup_error struct error why = {0};
@@ -365,7 +380,8 @@ static bool quieten(const struct config *cfg, const char *id, const json_t *meta
             return true;
         }
         error_move(err, &look);
-        return error_prefix(err, "release lease %s: its VM could not be reached (%s), nor looked for", id, why.msg);
+        return error_prefix(
+            err, "release lease %s: its VM could not be reached (%s), nor looked for", id, why.msg);
     }
     if (record_is_stopped(&r)) {
         *receipt = RECEIPT_STOPPED;
@@ -387,7 +403,8 @@ bool lease_release(const struct config *cfg, const char *id, const json_t *metad
     if (!text_is_vm_name(id)) {
         cleanup_buf struct buf shown = {0};
         text_visible(&shown, id, strlen(id), 80);
-        return error_set(err, ERR_UNSAFE, "lease id '%s' is no VM name: nothing is deleted", shown.data);
+        return error_set(err, ERR_UNSAFE, "lease id '%s' is no VM name: nothing is deleted",
+                         shown.data);
     }
     if (!lease_move(id, LEASE_CLOSING, err))
         return false;
@@ -410,19 +427,19 @@ bool lease_release(const struct config *cfg, const char *id, const json_t *metad
     return true;
 }
 
-bool lease_destroy(const struct config *cfg, const char *id, const json_t *metadata, enum receipt *receipt,
-                   struct error *err)
+bool lease_destroy(const struct config *cfg, const char *id, const json_t *metadata,
+                   enum receipt *receipt, struct error *err)
 {
     return lease_release(cfg, id, metadata, false, true, receipt, err);
 }
 
 /* ---- realize ---- */
 
-char *lease_realize(const struct config *cfg, const char *id, const json_t *metadata, const char *remote_path,
-                    const char *local_path, struct error *err)
+char *lease_realize(const struct config *cfg, const char *id, const json_t *metadata,
+                    const char *remote_path, const char *local_path, struct error *err)
 {
     const char *known = json_str(metadata, "remoteCwd");
-    const char *cwd = known && *known             ? known
+    const char *cwd = known && *known               ? known
                       : remote_path && *remote_path ? remote_path
                       : local_path && *local_path   ? local_path
                                                     : REALIZE_FALLBACK;

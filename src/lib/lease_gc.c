@@ -25,9 +25,9 @@ void gc_list_clear(struct gc_list *l)
 const char *gc_why_text(enum gc_why why)
 {
     static const char *const texts[] = {
-        [GC_STRAY] = "nobody knows it",       [GC_DOOMED] = "its deletion was begun",
-        [GC_LIVE] = "a lease in use",         [GC_RETAINED] = "kept for reuse",
-        [GC_TEMPLATE] = "a template",         [GC_YOUNG] = "too young, or of unknown age",
+        [GC_STRAY] = "nobody knows it", [GC_DOOMED] = "its deletion was begun",
+        [GC_LIVE] = "a lease in use",   [GC_RETAINED] = "kept for reuse",
+        [GC_TEMPLATE] = "a template",   [GC_YOUNG] = "too young, or of unknown age",
     };
     return texts[why];
 }
@@ -74,15 +74,20 @@ static void add(struct gc_list *out, const struct record *r, const struct mark *
     const char *kind = e ? e->kind : m->kind;
     struct gc_item item = {
         .name = xstrdup(r->vm_name),
-        .env_id = dup_or_null(m->env_id ? m->env_id : e ? e->env_id : NULL),
-        .run_id = dup_or_null(m->run_id ? m->run_id : e ? e->run_id : NULL),
+        .env_id = dup_or_null(m->env_id ? m->env_id
+                              : e       ? e->env_id
+                                        : NULL),
+        .run_id = dup_or_null(m->run_id ? m->run_id
+                              : e       ? e->run_id
+                                        : NULL),
         .kind = dup_or_null(kind),
         .since = e ? e->since : 0,
         /* The mark on the VM tells a template even where the journal does not know it. */
         .why = judge(m->kind && text_starts(m->kind, "template") ? m->kind : kind, e),
     };
     item.remove = item.why == GC_STRAY || item.why == GC_DOOMED;
-    if (item.remove && older_than > 0 && (!item.since || (int64_t)time(NULL) - item.since < older_than)) {
+    if (item.remove && older_than > 0 &&
+        (!item.since || (int64_t)time(NULL) - item.since < older_than)) {
         item.why = GC_YOUNG;
         item.remove = false;
     }
@@ -90,7 +95,8 @@ static void add(struct gc_list *out, const struct record *r, const struct mark *
     out->list[out->n++] = item;
 }
 
-bool lease_gc_list(const struct config *cfg, int64_t older_than, struct gc_list *out, struct error *err)
+bool lease_gc_list(const struct config *cfg, int64_t older_than, struct gc_list *out,
+                   struct error *err)
 {
     cleanup_journal struct journal j = {0};
     cleanup_records struct records seen = {0};

@@ -20,8 +20,8 @@ void guest_clear(struct guest *g)
 }
 
 /* Reads the stream to its end. */
-static bool drain(struct stream *s, struct buf *out, struct buf *errout, int *status, struct deadline d,
-                  struct cancel *cancel, struct error *err)
+static bool drain(struct stream *s, struct buf *out, struct buf *errout, int *status,
+                  struct deadline d, struct cancel *cancel, struct error *err)
 {
     for (;;) {
         enum stream_event event;
@@ -50,7 +50,8 @@ static bool drain(struct stream *s, struct buf *out, struct buf *errout, int *st
 }
 
 static bool run(struct link *l, enum stream_kind kind, const char *const *argv, struct buf *out,
-                struct buf *errout, int *status, struct deadline d, struct cancel *cancel, struct error *err)
+                struct buf *errout, int *status, struct deadline d, struct cancel *cancel,
+                struct error *err)
 {
     struct stream_request r = {.kind = kind, .no_stdin = true, .argv = argv};
     cleanup_stream struct stream *s = stream_open(l, &r, d, cancel, err);
@@ -58,8 +59,8 @@ static bool run(struct link *l, enum stream_kind kind, const char *const *argv, 
     return s && drain(s, out, errout, status, d, cancel, err);
 }
 
-bool guest_builtin(struct link *l, const char *const *argv, struct buf *out, int *status, struct deadline d,
-                   struct cancel *cancel, struct error *err)
+bool guest_builtin(struct link *l, const char *const *argv, struct buf *out, int *status,
+                   struct deadline d, struct cancel *cancel, struct error *err)
 {
     return run(l, STREAM_BUILTIN, argv, out, out, status, d, cancel, err);
 }
@@ -94,8 +95,8 @@ static char *first_line(struct buf *b)
     return b->len ? xstrndup(b->data, nl ? (size_t)(nl - b->data) : b->len) : NULL;
 }
 
-bool guest_prepare(struct link *l, const char *cwd, struct guest *g, struct deadline d, struct cancel *cancel,
-                   struct error *err)
+bool guest_prepare(struct link *l, const char *cwd, struct guest *g, struct deadline d,
+                   struct cancel *cancel, struct error *err)
 {
     struct link_facts facts = link_facts(l);
 
@@ -105,23 +106,27 @@ bool guest_prepare(struct link *l, const char *cwd, struct guest *g, struct dead
     } else {
         cleanup_buf struct buf out = {0};
         if (!guest_run(l, (const char *[]){"pwd", NULL}, &out, d, cancel, NULL) && !link_is_up(l))
-            return error_set(err, ERR_NETWORK, "the connection broke while the home folder was looked for");
+            return error_set(err, ERR_NETWORK,
+                             "the connection broke while the home folder was looked for");
         g->home = first_line(&out);
         if (!g->home || g->home[0] != '/') {
             free(g->home);
             g->home = xstrdup("/tmp");
         }
     }
-    g->cwd = cwd && *cwd ? xstrdup(cwd)
-                         : xasprintf("%s/paperclip-workspace", strcmp(g->home, "/") == 0 ? "" : g->home);
+    g->cwd = cwd && *cwd
+                 ? xstrdup(cwd)
+                 : xasprintf("%s/paperclip-workspace", strcmp(g->home, "/") == 0 ? "" : g->home);
     return guest_mkdir(l, g->cwd, d, cancel, err);
 }
 
-/* Prints one line when there is nothing to wait for any more: "good", "done STATUS", "missing" (never
- * started); then the log's last lines. Waiting happens there: one command, whatever it takes. */
+/* Prints one line when there is nothing to wait for any more: "good", "done STATUS", "missing"
+ * (never started); then the log's last lines. Waiting happens there: one command, whatever it
+ * takes. */
 static const char wait_script[] =
     "dir=$1 want=$2 start=$3\n"
-    "good() { v=$(node --version 2>/dev/null) || return 1; v=${v#v}; a=${v%%.*}; b=${v#*.}; b=${b%%.*}\n"
+    "good() { v=$(node --version 2>/dev/null) || return 1; v=${v#v}; a=${v%%.*}; b=${v#*.}; "
+    "b=${b%%.*}\n"
     "  [ \"$a\" -gt \"$want\" ] 2>/dev/null && return 0\n"
     "  [ \"$a\" -eq \"$want\" ] 2>/dev/null || return 1\n"
     "  [ \"$want\" -ne 24 ] || [ \"$b\" -ge 11 ]; }\n"
@@ -177,18 +182,28 @@ bool guest_wait_setup(struct link *l, const struct config *cfg, struct guest *g,
     }
     bool done = line && text_starts(line, "done");
     int code = done ? atoi(line + 4) : 0;
-    g->setup = json_pack("{s:s, s:s}", "state", !done ? "not started" : code ? "failed" : "done", "log",
-                         tail.data ? tail.data : "");
+    g->setup = json_pack("{s:s, s:s}", "state",
+                         !done  ? "not started"
+                         : code ? "failed"
+                                : "done",
+                         "log", tail.data ? tail.data : "");
     if (done)
         json_object_set_new(g->setup, "exitCode", json_integer(code));
     return true;
 }
 
-bool guest_write_mark(struct link *l, const struct lease_vm *v, struct deadline d, struct error *err)
+bool guest_write_mark(struct link *l, const struct lease_vm *v, struct deadline d,
+                      struct error *err)
 {
-    const char *argv[] = {"sh", "-c",
-                          "umask 077; mkdir -p ~/.config/exedev && printf 'exedev kind=%s env=%s run=%s\\n' "
-                          "\"$1\" \"$2\" \"$3\" > ~/.config/exedev/mark",
-                          "exedev-mark", v->kind, v->env_id ? v->env_id : "", v->run_id ? v->run_id : "", NULL};
+    const char *argv[] = {
+        "sh",
+        "-c",
+        "umask 077; mkdir -p ~/.config/exedev && printf 'exedev kind=%s env=%s run=%s\\n' "
+        "\"$1\" \"$2\" \"$3\" > ~/.config/exedev/mark",
+        "exedev-mark",
+        v->kind,
+        v->env_id ? v->env_id : "",
+        v->run_id ? v->run_id : "",
+        NULL};
     return guest_run(l, argv, NULL, d, NULL, err);
 }

@@ -30,9 +30,9 @@ static void told(struct probe *p, const char *step, const char *text, int64_t si
 {
     int64_t ms = now_ms() - since;
 
-    json_array_append_new(p->diagnostics,
-                          json_pack("{s:s, s:s, s:s, s:{s:I}}", "severity", ok ? "info" : "error", "code", step,
-                                    "message", text, "details", "durationMs", (json_int_t)ms));
+    json_array_append_new(p->diagnostics, json_pack("{s:s, s:s, s:s, s:{s:I}}", "severity",
+                                                    ok ? "info" : "error", "code", step, "message",
+                                                    text, "details", "durationMs", (json_int_t)ms));
     if (p->progress)
         p->progress(step, text, ms, ok, p->arg);
 }
@@ -42,13 +42,16 @@ static void tell_setup(struct probe *p, const struct guest *g, int64_t since)
     const char *state = g->setup ? json_str(g->setup, "state") : NULL;
 
     if (!state || strcmp(state, "done") == 0) {
-        told(p, "setup", state ? "the setup script is done" : "node is there, or nothing to wait for", since, true);
+        told(p, "setup",
+             state ? "the setup script is done" : "node is there, or nothing to wait for", since,
+             true);
         return;
     }
-    cleanup_free char *text = xasprintf("the setup script is: %s. A lease comes all the same; its last lines: %s",
-                                        state, json_str(g->setup, "log") ? json_str(g->setup, "log") : "");
-    json_t *d = json_pack("{s:s, s:s, s:s, s:{s:I}}", "severity", "warning", "code", "setup", "message", text,
-                          "details", "durationMs", (json_int_t)(now_ms() - since));
+    cleanup_free char *text =
+        xasprintf("the setup script is: %s. A lease comes all the same; its last lines: %s", state,
+                  json_str(g->setup, "log") ? json_str(g->setup, "log") : "");
+    json_t *d = json_pack("{s:s, s:s, s:s, s:{s:I}}", "severity", "warning", "code", "setup",
+                          "message", text, "details", "durationMs", (json_int_t)(now_ms() - since));
     json_array_append_new(p->diagnostics, d);
     if (p->progress)
         p->progress("setup", text, now_ms() - since, false, p->arg);
@@ -69,9 +72,9 @@ static bool enter(struct probe *p, struct lease_vm *v, struct guest *g, struct d
     if (ok) {
         ok = guest_prepare(l, NULL, g, d, cancel, err) &&
              guest_run(l, (const char *[]){"uname", "-sm", NULL}, &out, d, cancel, err);
-        cleanup_free char *text =
-            ok ? xasprintf("a command ran in %s (%.*s)", g->cwd, (int)(out.len ? out.len - 1 : 0), out.data)
-               : NULL;
+        cleanup_free char *text = ok ? xasprintf("a command ran in %s (%.*s)", g->cwd,
+                                                 (int)(out.len ? out.len - 1 : 0), out.data)
+                                     : NULL;
         told(p, "command", ok ? text : err->msg, since, ok);
     }
     since = now_ms();
@@ -87,8 +90,8 @@ static bool enter(struct probe *p, struct lease_vm *v, struct guest *g, struct d
     return ok;
 }
 
-void lease_probe(const struct config *cfg, lease_progress_fn *progress, void *arg, struct cancel *cancel,
-                 struct probe_result *out)
+void lease_probe(const struct config *cfg, lease_progress_fn *progress, void *arg,
+                 struct cancel *cancel, struct probe_result *out)
 {
     struct probe p = {progress, arg, json_array()};
     cleanup_vm struct lease_vm v = {0};
@@ -112,7 +115,8 @@ void lease_probe(const struct config *cfg, lease_progress_fn *progress, void *ar
         bool deleted = lease_vm_undo(&v, &undo);
         cleanup_free char *left =
             deleted ? NULL
-                    : xasprintf("VM %s could not be deleted (%s). It is billed until it is gone: the next call "
+                    : xasprintf("VM %s could not be deleted (%s). It is billed until it is gone: "
+                                "the next call "
                                 "tries again, or delete it with `ssh exe.dev rm %s`",
                                 v.name, undo.msg, v.name);
         told(&p, "delete", deleted ? "the VM is deleted" : left, since, deleted);
@@ -126,8 +130,8 @@ void lease_probe(const struct config *cfg, lease_progress_fn *progress, void *ar
     cleanup_free char *took = text_duration_ms(now_ms() - start);
     out->summary = ok ? xasprintf("exe.dev works: a VM was made, entered and deleted in %s", took)
                       : xasprintf("exe.dev probe failed: %s", err.msg);
-    out->metadata = json_pack("{s:s, s:I, s:b}", "provider", "exe-dev", "timeoutMs", (json_int_t)cfg->timeout_ms,
-                              "reuseLease", cfg->reuse_lease);
+    out->metadata = json_pack("{s:s, s:I, s:b}", "provider", "exe-dev", "timeoutMs",
+                              (json_int_t)cfg->timeout_ms, "reuseLease", cfg->reuse_lease);
     if (ok) {
         json_object_set_new(out->metadata, "vmName", json_string(v.name));
         json_object_set_new(out->metadata, "sshDest", json_string(v.record.ssh_dest));

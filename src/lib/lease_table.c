@@ -15,16 +15,20 @@
 
 #define NEVER_MS 1000000000
 
-static const char *const state_names[] = {"being created", "live", "being released", "in doubt", "gone"};
+static const char *const state_names[] = {"being created", "live", "being released", "in doubt",
+                                          "gone"};
 
 /* Which state may follow which. A lease that another worker made enters as live. */
 static const bool follows[5][5] = {
-    [LEASE_CREATING] = {[LEASE_LIVE] = true, [LEASE_CLOSING] = true, [LEASE_DOUBTFUL] = true, [LEASE_GONE] = true},
+    [LEASE_CREATING] =
+        {[LEASE_LIVE] = true, [LEASE_CLOSING] = true, [LEASE_DOUBTFUL] = true, [LEASE_GONE] = true},
     [LEASE_LIVE] = {[LEASE_LIVE] = true, [LEASE_CLOSING] = true, [LEASE_GONE] = true},
     /* released and kept, or not confirmed, or gone; and a second release may join in */
-    [LEASE_CLOSING] = {[LEASE_LIVE] = true, [LEASE_CLOSING] = true, [LEASE_DOUBTFUL] = true, [LEASE_GONE] = true},
+    [LEASE_CLOSING] =
+        {[LEASE_LIVE] = true, [LEASE_CLOSING] = true, [LEASE_DOUBTFUL] = true, [LEASE_GONE] = true},
     /* resume may find it well and alive after all */
-    [LEASE_DOUBTFUL] = {[LEASE_LIVE] = true, [LEASE_CLOSING] = true, [LEASE_DOUBTFUL] = true, [LEASE_GONE] = true},
+    [LEASE_DOUBTFUL] =
+        {[LEASE_LIVE] = true, [LEASE_CLOSING] = true, [LEASE_DOUBTFUL] = true, [LEASE_GONE] = true},
 };
 
 struct active {
@@ -44,7 +48,7 @@ struct held_key {
 struct lease {
     char *id;
     enum lease_state state;
-    char *via;        /* how `link` was made: its options in one string */
+    char *via; /* how `link` was made: its options in one string */
     struct held_key *key;
     struct link *link;
     struct active *active;
@@ -111,7 +115,8 @@ static struct lease *add(const char *id, enum lease_state state)
     return l;
 }
 
-/* A lease that is gone leaves once its last call has; *drop gets its link, to be dropped without the lock. */
+/* A lease that is gone leaves once its last call has; *drop gets its link, to be dropped without
+ * the lock. */
 static void settle(struct lease *l, struct link **drop)
 {
     if (l->state != LEASE_GONE || l->active)
@@ -134,7 +139,8 @@ bool lease_enter(const char *id, enum lease_state to, struct error *err)
     pthread_mutex_lock(&lock);
     struct lease *l = find(id);
     enum lease_state had = l ? l->state : to;
-    bool ok = !l || ((l->state == LEASE_GONE || l->state == LEASE_DOUBTFUL) && to == LEASE_CREATING);
+    bool ok =
+        !l || ((l->state == LEASE_GONE || l->state == LEASE_DOUBTFUL) && to == LEASE_CREATING);
     if (!l)
         add(id, to);
     else if (ok)
@@ -162,8 +168,8 @@ bool lease_move(const char *id, enum lease_state to, struct error *err)
         link_close(drop);
         link_unref(drop);
     }
-    return ok || error_set(err, ERR_INTERNAL, "lease %s is %s and cannot become %s", id, state_names[had],
-                           state_names[to]);
+    return ok || error_set(err, ERR_INTERNAL, "lease %s is %s and cannot become %s", id,
+                           state_names[had], state_names[to]);
 }
 
 bool lease_is_held(const char *id)
@@ -184,7 +190,8 @@ void lease_address_clear(struct lease_address *a)
     *a = (struct lease_address){0};
 }
 
-void address_from_record(const struct config *cfg, const struct record *r, struct lease_address *out)
+void address_from_record(const struct config *cfg, const struct record *r,
+                         struct lease_address *out)
 {
     const char *user = r->ssh_user ? r->ssh_user : cfg->ssh_user;
 
@@ -222,14 +229,15 @@ static char *via_text(const struct config *cfg, const struct lease_address *a)
                      cfg->ssh_agent_socket ? cfg->ssh_agent_socket : "",
                      cfg->strict_host_key_checking ? cfg->strict_host_key_checking : "",
                      cfg->ssh_known_hosts ? cfg->ssh_known_hosts : "",
-                     cfg->ssh_config_file ? cfg->ssh_config_file : "", (long long)cfg->keep_alive_seconds,
-                     (long long)cfg->heartbeat_seconds, (long long)cfg->kill_grace_ms,
-                     (long long)cfg->connections_per_ten_seconds, cfg->durable_commands,
-                     (long long)cfg->durable_seconds);
+                     cfg->ssh_config_file ? cfg->ssh_config_file : "",
+                     (long long)cfg->keep_alive_seconds, (long long)cfg->heartbeat_seconds,
+                     (long long)cfg->kill_grace_ms, (long long)cfg->connections_per_ten_seconds,
+                     cfg->durable_commands, (long long)cfg->durable_seconds);
 }
 
-static struct link *make_link(const struct config *cfg, const char *id, const struct lease_address *a,
-                              bool fresh, struct key *key, struct error *err)
+static struct link *make_link(const struct config *cfg, const char *id,
+                              const struct lease_address *a, bool fresh, struct key *key,
+                              struct error *err)
 {
     struct link_options o = {
         .vm_name = id,
@@ -245,7 +253,8 @@ static struct link *make_link(const struct config *cfg, const char *id, const st
         .keep_alive_seconds = (int)cfg->keep_alive_seconds,
         .heartbeat_ms = (int)(cfg->heartbeat_seconds * 1000),
         .dead_ms = (int)(cfg->heartbeat_seconds * 3000),
-        .kill_grace_ms = cfg->kill_grace_ms ? (int)cfg->kill_grace_ms : 1, /* 0 is the link's default */
+        .kill_grace_ms =
+            cfg->kill_grace_ms ? (int)cfg->kill_grace_ms : 1, /* 0 is the link's default */
         .pace_burst = (int)cfg->connections_per_ten_seconds,
         .marker = id,
         .durable = cfg->durable_commands,
@@ -256,8 +265,9 @@ static struct link *make_link(const struct config *cfg, const char *id, const st
 }
 
 /* The lock is held; a new reference. *old gets a link that was replaced. */
-static struct link *link_of(struct lease *l, const struct config *cfg, const struct lease_address *a,
-                            bool fresh, struct link **old, struct error *err)
+static struct link *link_of(struct lease *l, const struct config *cfg,
+                            const struct lease_address *a, bool fresh, struct link **old,
+                            struct error *err)
 {
     cleanup_free char *via = via_text(cfg, a);
     const char *pem = cfg->ssh_private_key;
@@ -283,8 +293,8 @@ static struct link *link_of(struct lease *l, const struct config *cfg, const str
     return link_ref(made);
 }
 
-struct link *lease_connect_to(const struct config *cfg, const char *id, const struct lease_address *a,
-                              bool fresh, struct error *err)
+struct link *lease_connect_to(const struct config *cfg, const char *id,
+                              const struct lease_address *a, bool fresh, struct error *err)
 {
     struct link *old = NULL;
 
@@ -348,9 +358,10 @@ struct link *lease_link_known(const char *id, struct cancel *cancel, struct erro
     if (!l || !l->link) {
         cleanup_buf struct buf shown = {0};
         text_visible(&shown, id, strlen(id), 80);
-        error_set(err, ERR_NOT_FOUND,
-                  "this worker has no connection to lease %s: run a command on it, or resume it, first",
-                  shown.data ? shown.data : "");
+        error_set(
+            err, ERR_NOT_FOUND,
+            "this worker has no connection to lease %s: run a command on it, or resume it, first",
+            shown.data ? shown.data : "");
     } else if (takes_work(l, err)) {
         link = link_ref(l->link);
         add_active(l, link, cancel);

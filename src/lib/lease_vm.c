@@ -15,7 +15,8 @@
 #define COPY "-copy"
 #define MARK_MS 5000
 
-bool lease_vm_open(struct lease_vm *v, const struct config *cfg, const char *kind, struct error *err)
+bool lease_vm_open(struct lease_vm *v, const struct config *cfg, const char *kind,
+                   struct error *err)
 {
     *v = (struct lease_vm){.cfg = cfg, .kind = kind};
     v->api = api_new(cfg, err);
@@ -94,8 +95,8 @@ bool lease_vm_is_ours(const struct record *seen, const struct journal_entry *kno
 
 enum name_use { NAME_FREE, NAME_RETRY, NAME_OTHER };
 
-/* What the journal knows of the name: nothing, an attempt of ours for the same run that nobody holds, or
- * something that must be left alone. */
+/* What the journal knows of the name: nothing, an attempt of ours for the same run that nobody
+ * holds, or something that must be left alone. */
 static enum name_use name_use(const struct lease_vm *v, const char *name, struct error *err)
 {
     cleanup_journal struct journal j = {0};
@@ -124,7 +125,8 @@ static char *next_name(const struct lease_vm *v, int attempt)
         return name_probe(prefix);
     if (strcmp(v->kind, "lease") != 0)
         return name_random(prefix, v->kind);
-    return attempt == 0 ? name_lease(prefix, v->env_id, v->run_id) : name_lease_other(prefix, v->env_id);
+    return attempt == 0 ? name_lease(prefix, v->env_id, v->run_id)
+                        : name_lease_other(prefix, v->env_id);
 }
 
 /* Takes the name: in the table, and in the journal before anything can exist. One lock over
@@ -214,7 +216,8 @@ static bool surely_not_made(enum error_code code)
 static bool make_one(struct lease_vm *v, enum name_use use, struct deadline d, struct error *err)
 {
     cleanup_free char *comment = mark_comment(v->cfg->comment, v->kind, v->env_id, v->run_id);
-    struct api_create what = {.name = v->name, .comment = comment, .tag = MARK_TAG, .source = v->source};
+    struct api_create what = {
+        .name = v->name, .comment = comment, .tag = MARK_TAG, .source = v->source};
 
     if (use == NAME_RETRY) {
         cleanup_error struct error why = {0};
@@ -232,8 +235,8 @@ static bool make_one(struct lease_vm *v, enum name_use use, struct deadline d, s
     return true;
 }
 
-/* A copy cannot carry our mark from its first moment, as `new` can: that a VM of this name is ours is only
- * sure when there was none before. */
+/* A copy cannot carry our mark from its first moment, as `new` can: that a VM of this name is ours
+ * is only sure when there was none before. */
 static enum name_use name_for_copy(struct lease_vm *v, struct deadline d, struct error *err)
 {
     cleanup_record struct record seen = {0};
@@ -291,8 +294,9 @@ bool lease_vm_make(struct lease_vm *v, const char *wanted, struct deadline d, st
         }
         cleanup_error struct error undo = {0};
         if (!lease_vm_undo(v, &undo))
-            log_warn("VM %s may exist: %s. It stays in the journal and is deleted by the next call.",
-                     v->name, undo.msg);
+            log_warn(
+                "VM %s may exist: %s. It stays in the journal and is deleted by the next call.",
+                v->name, undo.msg);
         return false;
     }
     return error_prefix(err, "no free name found in %d attempts", NAMES_TRIED);
@@ -345,7 +349,8 @@ bool lease_vm_delete(const struct config *cfg, const char *id, bool needs_mark, 
     cleanup_free char *account = config_account_id(cfg);
     journal_read(account, &j, NULL);
     const struct journal_entry *e = entry_of(&j, id);
-    const char *kind = e ? e->kind : "lease", *env = e ? e->env_id : NULL, *run = e ? e->run_id : NULL;
+    const char *kind = e ? e->kind : "lease", *env = e ? e->env_id : NULL,
+               *run = e ? e->run_id : NULL;
 
     bool there = api_find(api, id, d, &seen, &why);
     if (!there && why.code == ERR_NOT_FOUND) {
@@ -357,7 +362,8 @@ bool lease_vm_delete(const struct config *cfg, const char *id, bool needs_mark, 
                          "VM %s does not carry the tag '%s': it is not this provider's and stays. "
                          "Delete it by hand with `ssh exe.dev rm %s` if it should go",
                          id, MARK_TAG, id);
-    /* An ls that fails says nothing of the mark; the host vouches for its lease, and rm verifies itself. */
+    /* An ls that fails says nothing of the mark; the host vouches for its lease, and rm verifies
+     * itself. */
     if (!there && (needs_mark || why.code == ERR_AUTH || why.code == ERR_CANCELLED)) {
         error_move(err, &why);
         return false;
@@ -391,8 +397,8 @@ static void sweep_one(struct api *api, const struct journal_entry *e, struct dea
     bool gone = false;
     if (!api_find(api, e->name, d, &seen, &err)) {
         gone = err.code == ERR_NOT_FOUND;
-    } else if (record_has_tag(&seen, MARK_TAG) == RECORD_TAG_NO && !lease_vm_is_ours(&seen, NULL, true) &&
-               !text_ends(e->kind, COPY)) {
+    } else if (record_has_tag(&seen, MARK_TAG) == RECORD_TAG_NO &&
+               !lease_vm_is_ours(&seen, NULL, true) && !text_ends(e->kind, COPY)) {
         /* The name is another's by now. */
         gone = true;
     } else {

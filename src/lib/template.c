@@ -39,7 +39,8 @@ void template_list_clear(struct template_list *l)
 
 /* ---- setup sessions ---- */
 
-/* The host redacts names and addresses of what it stores: a session is described from the API's record. */
+/* The host redacts names and addresses of what it stores: a session is described from the API's
+ * record. */
 static void describe(const struct config *cfg, const struct record *r, struct setup_session *out)
 {
     cleanup_address struct lease_address a = {0};
@@ -56,8 +57,9 @@ static void describe(const struct config *cfg, const struct record *r, struct se
     cleanup_free char *dest = a.user ? xasprintf("%s@%s", a.user, a.host) : xstrdup(a.host);
     shell_quote(&line, dest);
     /* Quotes only where they are needed: it is read by a person. */
-    if (line.data[line.len - 1] == '\'' && strspn(dest, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                                        "0123456789.-_@+:") == strlen(dest)) {
+    if (line.data[line.len - 1] == '\'' &&
+        strspn(dest, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                     "0123456789.-_@+:") == strlen(dest)) {
         line.len -= strlen(dest) + 2;
         buf_puts(&line, dest);
     }
@@ -65,8 +67,8 @@ static void describe(const struct config *cfg, const struct record *r, struct se
     out->metadata = json_pack("{s:s, s:s}", "provider", "exe-dev", "vmName", r->vm_name);
 }
 
-bool template_setup_start(const struct config *cfg, const struct setup_request *req, struct cancel *cancel,
-                          struct setup_session *out, struct error *err)
+bool template_setup_start(const struct config *cfg, const struct setup_request *req,
+                          struct cancel *cancel, struct setup_session *out, struct error *err)
 {
     cleanup_vm struct lease_vm v = {0};
     cleanup_address struct lease_address a = {0};
@@ -104,7 +106,8 @@ bool template_setup_start(const struct config *cfg, const struct setup_request *
     cleanup_error struct error undo = {0};
     error_prefix(err, "setup VM %s", v.name);
     if (!lease_vm_undo(&v, &undo))
-        error_append(err, ". It could not be deleted either (%s); the next call tries again", undo.msg);
+        error_append(err, ". It could not be deleted either (%s); the next call tries again",
+                     undo.msg);
     return false;
 }
 
@@ -146,8 +149,8 @@ static char *kind_of_vm(const struct record *r, const struct journal *j)
     return NULL;
 }
 
-static bool find(const struct config *cfg, const char *id, struct record *r, char **kind, bool *missing,
-                 struct error *err)
+static bool find(const struct config *cfg, const char *id, struct record *r, char **kind,
+                 bool *missing, struct error *err)
 {
     cleanup_journal struct journal j = {0};
     cleanup_error struct error why = {0};
@@ -168,7 +171,8 @@ static bool find(const struct config *cfg, const char *id, struct record *r, cha
     return true;
 }
 
-bool template_setup_cancel(const struct config *cfg, const char *id, bool *missing, struct error *err)
+bool template_setup_cancel(const struct config *cfg, const char *id, bool *missing,
+                           struct error *err)
 {
     cleanup_record struct record r = {0};
     cleanup_free char *kind = NULL;
@@ -192,8 +196,8 @@ bool template_setup_cancel(const struct config *cfg, const char *id, bool *missi
 /* ---- capture ---- */
 
 /* What is on its way to the disk gets there. (A timer is a process: the copy has none.) */
-static bool sync_disk(const struct config *cfg, const char *id, struct deadline d, struct cancel *cancel,
-                      struct error *err)
+static bool sync_disk(const struct config *cfg, const char *id, struct deadline d,
+                      struct cancel *cancel, struct error *err)
 {
     cleanup_record struct record r = {0};
     cleanup_address struct lease_address a = {0};
@@ -204,13 +208,15 @@ static bool sync_disk(const struct config *cfg, const char *id, struct deadline 
     address_from_record(cfg, &r, &a);
     struct link *l = lease_connect_to(cfg, id, &a, false, err);
     bool ok = l && link_connect(l, d, cancel, err) &&
-              guest_run(l, (const char *[]){"sync", NULL}, NULL, deadline_min(d, deadline_in(SYNC_MS)), cancel, err);
+              guest_run(l, (const char *[]){"sync", NULL}, NULL,
+                        deadline_min(d, deadline_in(SYNC_MS)), cancel, err);
     link_unref(l);
     return ok;
 }
 
 bool template_capture(const struct config *cfg, const char *id, const char *environment_id,
-                      const char *label, int64_t timeout_ms, struct cancel *cancel, char **ref, struct error *err)
+                      const char *label, int64_t timeout_ms, struct cancel *cancel, char **ref,
+                      struct error *err)
 {
     cleanup_vm struct lease_vm v = {0};
     struct deadline d = deadline_in(timeout_ms > 0 ? timeout_ms : cfg->timeout_ms);
@@ -246,7 +252,8 @@ bool template_delete(const struct config *cfg, const char *ref, bool *missing, s
     if (!text_is_vm_name(ref)) {
         cleanup_buf struct buf shown = {0};
         text_visible(&shown, ref, strlen(ref), 80);
-        return error_set(err, ERR_UNSAFE, "template reference '%s' is no VM name: nothing is deleted",
+        return error_set(err, ERR_UNSAFE,
+                         "template reference '%s' is no VM name: nothing is deleted",
                          shown.data ? shown.data : "");
     }
     if (!find(cfg, ref, &r, &kind, missing, err)) {
@@ -255,10 +262,11 @@ bool template_delete(const struct config *cfg, const char *ref, bool *missing, s
         return *missing;
     }
     if (!kind || !text_starts(kind, "template"))
-        return error_set(err, ERR_UNSAFE,
-                         "VM %s is not marked as a template of this provider: it stays. Delete it by hand with "
-                         "`ssh exe.dev rm %s` if it should go",
-                         ref, ref);
+        return error_set(
+            err, ERR_UNSAFE,
+            "VM %s is not marked as a template of this provider: it stays. Delete it by hand with "
+            "`ssh exe.dev rm %s` if it should go",
+            ref, ref);
     return lease_vm_delete(cfg, ref, true, deadline_in(cfg->timeout_ms), err);
 }
 

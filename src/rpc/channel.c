@@ -1,5 +1,5 @@
-/* duplexChannel*: programs with stdin and stdout held open; loginPty*: the fixed login commands on a
- * terminal. */
+/* duplexChannel*: programs with stdin and stdout held open; loginPty*: the fixed login commands on
+ * a terminal. */
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -46,7 +46,8 @@ static void on_gone(void *arg)
 
 static void begin(struct buf *line, const char *method, const char *route, const char *session)
 {
-    buf_printf(line, "{\"jsonrpc\":\"2.0\",\"method\":\"%s\",\"params\":{\"hostRouteId\":\"", method);
+    buf_printf(line, "{\"jsonrpc\":\"2.0\",\"method\":\"%s\",\"params\":{\"hostRouteId\":\"",
+               method);
     json_escape(line, route, strlen(route));
     buf_printf(line, "\",\"workerSessionId\":\"%s\"", session);
 }
@@ -64,7 +65,8 @@ static void on_data(const char *route, const char *session, const char *data, si
     rpc_write(line.data, line.len);
 }
 
-static void on_exit_duplex(const char *route, const char *session, int code, bool transport_closed, void *arg)
+static void on_exit_duplex(const char *route, const char *session, int code, bool transport_closed,
+                           void *arg)
 {
     cleanup_buf struct buf line = {0};
 
@@ -90,7 +92,8 @@ static void on_output(const char *route, const char *session, const char *data, 
     rpc_write(line.data, line.len);
 }
 
-static void on_exit_login(const char *route, const char *session, int code, bool transport_closed, void *arg)
+static void on_exit_login(const char *route, const char *session, int code, bool transport_closed,
+                          void *arg)
 {
     cleanup_buf struct buf line = {0};
 
@@ -141,7 +144,7 @@ static const char **read_command(struct call *c, struct error *err)
         return NULL;
     }
     cleanup_free const char **argv = xcalloc(n + 1, sizeof *argv);
-    json_array_foreach(list, i, v) {
+    json_array_foreach (list, i, v) {
         const char *s = json_string_value(v);
         if (!s || strlen(s) != json_string_length(v)) {
             rpc_bad_params(c, err, "command[%zu] must be a string without NUL characters", i);
@@ -166,8 +169,8 @@ bool rpc_duplex_open(struct call *c, struct buf *result, struct error *err)
         .events = {on_data, on_exit_duplex, on_gone},
     };
     cleanup_free char *session = open_channel(c, &req, err);
-    return session &&
-           rpc_result(result, json_pack("{s:s, s:s}", "hostRouteId", route, "workerSessionId", session));
+    return session && rpc_result(result, json_pack("{s:s, s:s}", "hostRouteId", route,
+                                                   "workerSessionId", session));
 }
 
 bool rpc_login_open(struct call *c, struct buf *result, struct error *err)
@@ -211,7 +214,8 @@ static void written(const struct error *why, void *arg)
 }
 
 /* Calls of one route come here one after the other (the method table says so): the order holds. */
-static bool write_and_wait(const char *route, const char *session, const void *p, size_t n, struct error *err)
+static bool write_and_wait(const char *route, const char *session, const void *p, size_t n,
+                           struct error *err)
 {
     struct wait w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, {0}};
 
@@ -236,7 +240,8 @@ static bool decode(const char *text, size_t n, struct buf *out)
     len -= text[n - 1] != '=' ? 0 : text[n - 2] != '=' ? 1 : 2;
     out->len = (size_t)len;
     cleanup_free char *again = xmalloc(n + 1);
-    return EVP_EncodeBlock((unsigned char *)again, to, len) == (int)n && memcmp(again, text, n) == 0;
+    return EVP_EncodeBlock((unsigned char *)again, to, len) == (int)n &&
+           memcmp(again, text, n) == 0;
 }
 
 bool rpc_duplex_write(struct call *c, struct buf *result, struct error *err)
@@ -249,8 +254,10 @@ bool rpc_duplex_write(struct call *c, struct buf *result, struct error *err)
     if (!data)
         return false;
     if (!decode(data, strlen(data), &bytes))
-        return rpc_bad_params(c, err, "data is not canonical base64 of 1 to %u bytes", CHANNEL_MAX_WRITE);
-    return write_and_wait(route, session, bytes.data, bytes.len, err) && rpc_result(result, json_null());
+        return rpc_bad_params(c, err, "data is not canonical base64 of 1 to %u bytes",
+                              CHANNEL_MAX_WRITE);
+    return write_and_wait(route, session, bytes.data, bytes.len, err) &&
+           rpc_result(result, json_null());
 }
 
 bool rpc_login_input(struct call *c, struct buf *result, struct error *err)

@@ -11,17 +11,17 @@
 #include "lib/lease.h"
 #include "rpc/rpc.h"
 
-/* Both streams, escaped, and the rest of the line must stay under RPC_MAX_LINE; the host takes that much of
- * execute.log, too. */
+/* Both streams, escaped, and the rest of the line must stay under RPC_MAX_LINE; the host takes that
+ * much of execute.log, too. */
 #define LINE_REST (64u << 10)
 static const char cut_mark[] = "\\n[exedev: output cut here, over the limit]\\n";
 
 /* Output is escaped once: the same bytes go live and into the result. */
 struct capture {
     struct call *call;
-    struct buf text[3];   /* escaped, by channel */
-    struct buf line;      /* the notification being built */
-    size_t cap, used;     /* escaped bytes of both channels */
+    struct buf text[3]; /* escaped, by channel */
+    struct buf line;    /* the notification being built */
+    size_t cap, used;   /* escaped bytes of both channels */
     bool cut[3];
 };
 
@@ -32,7 +32,9 @@ static void notify(struct capture *cap, int channel, const char *escaped, size_t
     if (!cap->call->invocation || n == 0)
         return;
     line->len = 0;
-    buf_printf(line, "{\"jsonrpc\":\"2.0\",\"method\":\"execute.log\",\"params\":{\"stream\":\"%s\",\"chunk\":\"",
+    buf_printf(line,
+               "{\"jsonrpc\":\"2.0\",\"method\":\"execute.log\",\"params\":{\"stream\":\"%s\","
+               "\"chunk\":\"",
                channel == 1 ? "stdout" : "stderr");
     buf_put(line, escaped, n);
     buf_puts(line, "\"},\"paperclipInvocationId\":\"");
@@ -50,7 +52,11 @@ static size_t whole_prefix(const char *s, size_t n, size_t room)
         return n;
     while (at < n) {
         unsigned char c = (unsigned char)s[at];
-        size_t len = c == '\\' ? (s[at + 1] == 'u' ? 6 : 2) : c < 0x80 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
+        size_t len = c == '\\'  ? (s[at + 1] == 'u' ? 6 : 2)
+                     : c < 0x80 ? 1
+                     : c < 0xe0 ? 2
+                     : c < 0xf0 ? 3
+                                : 4;
         if (at + len > room)
             break;
         at += len;
@@ -137,12 +143,13 @@ static bool read_env(struct call *c, char ***out, struct error *err)
     if (env && !json_is_null(env) && !json_is_object(env))
         return rpc_bad_params(c, err, "env must be an object");
     *out = xcalloc(json_object_size(env) + 1, sizeof **out);
-    json_object_foreach((json_t *)env, key, v) {
+    json_object_foreach ((json_t *)env, key, v) {
         if (!env_name_ok(key)) {
             cleanup_buf struct buf shown = {0};
             text_visible(&shown, key, strlen(key), 80);
-            return rpc_bad_params(c, err, "env: '%s' is no variable name (letters, digits and _, not a digit first)",
-                                  shown.data ? shown.data : "");
+            return rpc_bad_params(
+                c, err, "env: '%s' is no variable name (letters, digits and _, not a digit first)",
+                shown.data ? shown.data : "");
         }
         if (!json_is_string(v))
             continue;
@@ -166,13 +173,14 @@ static void put_field(struct buf *out, const char *name, const struct buf *escap
 /* command_run's own words (lines), on a line of their own. */
 static void put_lines(struct buf *text, const struct buf *lines)
 {
-    if (text->len > 0 && !(text->len >= 2 && text->data[text->len - 1] == 'n' && text->data[text->len - 2] == '\\'))
+    if (text->len > 0 &&
+        !(text->len >= 2 && text->data[text->len - 1] == 'n' && text->data[text->len - 2] == '\\'))
         buf_puts(text, "\\n");
     json_escape(text, lines->data, lines->len);
 }
 
-static void put_result(struct buf *out, struct capture *cap, const struct command_result *r, const char *id,
-                       const json_t *lease_metadata)
+static void put_result(struct buf *out, struct capture *cap, const struct command_result *r,
+                       const char *id, const json_t *lease_metadata)
 {
     for (int ch = 1; ch <= 2; ch++)
         if (cap->cut[ch])
@@ -207,10 +215,11 @@ static void put_result(struct buf *out, struct capture *cap, const struct comman
 
 static bool no_lease(struct buf *out)
 {
-    return rpc_result(out, json_pack("{s:i, s:n, s:b, s:s, s:s, s:{s:s}}", "exitCode", 1, "signal", "timedOut", 0,
-                                     "stdout", "", "stderr",
-                                     "exe.dev: there is no lease to run the command on (no providerLeaseId)\n",
-                                     "metadata", "provider", "exe-dev"));
+    return rpc_result(
+        out, json_pack("{s:i, s:n, s:b, s:s, s:s, s:{s:s}}", "exitCode", 1, "signal", "timedOut", 0,
+                       "stdout", "", "stderr",
+                       "exe.dev: there is no lease to run the command on (no providerLeaseId)\n",
+                       "metadata", "provider", "exe-dev"));
 }
 
 static void capture_free(struct capture *cap)
@@ -224,7 +233,8 @@ static int64_t timeout_of(const struct call *c, const struct config *cfg)
 {
     const json_t *v = json_object_get(c->params, "timeoutMs");
 
-    return json_is_number(v) && json_number_value(v) >= 0 ? json_int(c->params, "timeoutMs", 0) : cfg->timeout_ms;
+    return json_is_number(v) && json_number_value(v) >= 0 ? json_int(c->params, "timeoutMs", 0)
+                                                          : cfg->timeout_ms;
 }
 
 bool rpc_env_execute(struct call *c, struct buf *result, struct error *err)
@@ -236,8 +246,8 @@ bool rpc_env_execute(struct call *c, struct buf *result, struct error *err)
     const json_t *input = json_object_get(c->params, "stdin"), *metadata;
     const char *id, *cwd;
 
-    if (!read_args(c, &argv, err) || !read_env(c, &env, err) || !rpc_lease(c, &id, &metadata, err) ||
-        !rpc_opt_str(c, c->params, "cwd", &cwd, err))
+    if (!read_args(c, &argv, err) || !read_env(c, &env, err) ||
+        !rpc_lease(c, &id, &metadata, err) || !rpc_opt_str(c, c->params, "cwd", &cwd, err))
         return false;
     if (input && !json_is_null(input) && !json_is_string(input))
         return rpc_bad_params(c, err, "stdin must be a string");

@@ -36,10 +36,11 @@ bool rpc_health(struct call *c, struct buf *result, struct error *err)
 {
     (void)c;
     (void)err;
-    return rpc_result(result, json_pack("{s:s, s:s, s:{s:s, s:I, s:I}}", "status", "ok", "message",
-                                        "the worker answers", "details", "version", rpc_version,
-                                        "residentKib", (json_int_t)resident_kib(), "connectionsOpened",
-                                        (json_int_t)link_connections_opened()));
+    return rpc_result(result,
+                      json_pack("{s:s, s:s, s:{s:s, s:I, s:I}}", "status", "ok", "message",
+                                "the worker answers", "details", "version", rpc_version,
+                                "residentKib", (json_int_t)resident_kib(), "connectionsOpened",
+                                (json_int_t)link_connections_opened()));
 }
 
 /* Never runs: the reader ends the process when it sees the request, and answers it last. */
@@ -72,8 +73,8 @@ static bool validate(const json_t *config, bool with_normalized, struct buf *res
 {
     cleanup_problems struct problems p = {0};
     json_t *normalized = config_validate(config, 0, &p);
-    json_t *answer = json_pack("{s:b, s:o, s:o}", "ok", normalized != NULL, "errors", texts(&p, false),
-                               "warnings", texts(&p, true));
+    json_t *answer = json_pack("{s:b, s:o, s:o}", "ok", normalized != NULL, "errors",
+                               texts(&p, false), "warnings", texts(&p, true));
 
     if (normalized && with_normalized)
         json_object_set(answer, "normalizedConfig", normalized);
@@ -97,8 +98,8 @@ bool rpc_validate_config(struct call *c, struct buf *result, struct error *err)
 
     if (!config)
         return false;
-    /* The plugin-wide config is empty (no instanceConfigSchema); what an operator puts there is read
-     * as an environment's settings are. */
+    /* The plugin-wide config is empty (no instanceConfigSchema); what an operator puts there is
+     * read as an environment's settings are. */
     if (json_object_size(config) == 0)
         return rpc_result(result, json_pack("{s:b, s:[], s:[]}", "ok", 1, "errors", "warnings"));
     return validate(config, false, result);

@@ -9,8 +9,8 @@
 #include "lib/lease.h"
 #include "rpc/rpc.h"
 
-/* Where the config has no timeoutMs of its own the host gives up after 30 s; what LEASE_UNDO_MS needs
- * comes off. */
+/* Where the config has no timeoutMs of its own the host gives up after 30 s; what LEASE_UNDO_MS
+ * needs comes off. */
 #define TIMEOUT_UNSET_MS 18000
 
 struct config *rpc_config(struct call *c, struct error *err)
@@ -63,13 +63,13 @@ bool rpc_env_probe(struct call *c, struct buf *result, struct error *err)
     }
     /* A config that cannot be used is a failed probe, not a failed call. */
     if (!cfg)
-        return rpc_result(result, json_pack("{s:b, s:s, s:[{s:s, s:s, s:s}], s:{s:s, s:s}}", "ok", 0, "summary",
-                                            why.msg, "diagnostics", "severity", "error", "code", "config",
-                                            "message", why.msg, "metadata", "provider", "exe-dev", "error",
-                                            why.msg));
+        return rpc_result(result, json_pack("{s:b, s:s, s:[{s:s, s:s, s:s}], s:{s:s, s:s}}", "ok",
+                                            0, "summary", why.msg, "diagnostics", "severity",
+                                            "error", "code", "config", "message", why.msg,
+                                            "metadata", "provider", "exe-dev", "error", why.msg));
     lease_probe(cfg, NULL, NULL, c->cancel, &p);
-    json_t *answer = json_pack("{s:b, s:s, s:O, s:O}", "ok", p.ok, "summary", p.summary, "diagnostics",
-                               p.diagnostics, "metadata", p.metadata);
+    json_t *answer = json_pack("{s:b, s:s, s:O, s:O}", "ok", p.ok, "summary", p.summary,
+                               "diagnostics", p.diagnostics, "metadata", p.metadata);
     probe_result_free(&p);
     return rpc_result(result, answer);
 }
@@ -142,7 +142,8 @@ bool rpc_env_release(struct call *c, struct buf *result, struct error *err)
     if (!cfg)
         return false;
     bool keep = cfg->reuse_lease && reusable && !json_is_null(reusable) && !json_is_false(reusable);
-    return lease_release(cfg, id, metadata, keep, json_bool(c->params, "cancelActiveWork"), &what, err) &&
+    return lease_release(cfg, id, metadata, keep, json_bool(c->params, "cancelActiveWork"), &what,
+                         err) &&
            receipt(result, id, what);
 }
 
@@ -165,11 +166,12 @@ bool rpc_env_realize(struct call *c, struct buf *result, struct error *err)
     const json_t *workspace = json_object_get(c->params, "workspace"), *metadata;
     const char *id, *remote, *local;
 
-    if (!rpc_lease(c, &id, &metadata, err) || !rpc_opt_str(c, workspace, "remotePath", &remote, err) ||
+    if (!rpc_lease(c, &id, &metadata, err) ||
+        !rpc_opt_str(c, workspace, "remotePath", &remote, err) ||
         !rpc_opt_str(c, workspace, "localPath", &local, err))
         return false;
     cleanup_config struct config *cfg = rpc_config(c, err);
     cleanup_free char *cwd = cfg ? lease_realize(cfg, id, metadata, remote, local, err) : NULL;
-    return cwd && rpc_result(result, json_pack("{s:s, s:{s:s, s:s}}", "cwd", cwd, "metadata", "provider",
-                                               "exe-dev", "remoteCwd", cwd));
+    return cwd && rpc_result(result, json_pack("{s:s, s:{s:s, s:s}}", "cwd", cwd, "metadata",
+                                               "provider", "exe-dev", "remoteCwd", cwd));
 }

@@ -70,7 +70,8 @@ bool rpc_bad_params(struct call *c, struct error *err, const char *fmt, ...)
     return error_set(err, ERR_INVALID, "%s: %s", c->method, text);
 }
 
-bool rpc_opt_str(struct call *c, const json_t *obj, const char *key, const char **out, struct error *err)
+bool rpc_opt_str(struct call *c, const json_t *obj, const char *key, const char **out,
+                 struct error *err)
 {
     const json_t *v = json_object_get(obj, key);
 

@@ -91,8 +91,8 @@ void out_error(const char *id, enum rpc_code code, const char *msg)
 {
     cleanup_buf struct buf line = {0};
 
-    buf_printf(&line, "{\"jsonrpc\":\"2.0\",\"id\":%s,\"error\":{\"code\":%d,\"message\":\"", id ? id : "null",
-               code);
+    buf_printf(&line, "{\"jsonrpc\":\"2.0\",\"id\":%s,\"error\":{\"code\":%d,\"message\":\"",
+               id ? id : "null", code);
     json_escape(&line, msg, strlen(msg));
     buf_puts(&line, "\"}}\n");
     rpc_write(line.data, line.len);
@@ -105,8 +105,10 @@ void out_log_sink(int level, const char *text, void *arg)
     struct call *c = rpc_current();
 
     (void)arg;
-    buf_printf(&line, "{\"jsonrpc\":\"2.0\",\"method\":\"log\",\"params\":{\"level\":\"%s\",\"message\":\"",
-               log_level_name((enum log_level)level));
+    buf_printf(
+        &line,
+        "{\"jsonrpc\":\"2.0\",\"method\":\"log\",\"params\":{\"level\":\"%s\",\"message\":\"",
+        log_level_name((enum log_level)level));
     cleanup_buf struct buf shown = {0};
     text_visible(&shown, clean, strlen(clean), 8192);
     json_escape(&line, shown.data ? shown.data : "", shown.len);

@@ -31,20 +31,20 @@ enum rpc_code {
 #define RPC_MAX_DEPTH 128
 
 /* Serves until `in` ends, `shutdown` or SIGTERM; returns the exit status. Owns the process: blocks
- * signals, sets the log sink, ends by _exit when calls still run. Call it once, from main, before any
- * thread starts. */
+ * signals, sets the log sink, ends by _exit when calls still run. Call it once, from main, before
+ * any thread starts. */
 int rpc_serve(int in, int out, const char *version);
 extern const char *rpc_version;
 
 /* One request. The strings live as long as the call. */
 struct call {
     const char *method;
-    const json_t *params;        /* an object */
-    const char *invocation;      /* paperclipInvocation.id, or NULL */
-    struct cancel *cancel;       /* fires when the worker shuts down */
-    enum rpc_code code;          /* of a failure; 0: by the error's code */
-    void (*sent)(struct call *c);/* called once the host has the answer */
-    char *sent_id;               /* for `sent`; freed with the call */
+    const json_t *params;         /* an object */
+    const char *invocation;       /* paperclipInvocation.id, or NULL */
+    struct cancel *cancel;        /* fires when the worker shuts down */
+    enum rpc_code code;           /* of a failure; 0: by the error's code */
+    void (*sent)(struct call *c); /* called once the host has the answer */
+    char *sent_id;                /* for `sent`; freed with the call */
 };
 
 /* Appends the result's JSON text to `result` and returns true, or fails. What was appended before a
@@ -53,9 +53,9 @@ typedef bool rpc_method_fn(struct call *c, struct buf *result, struct error *err
 
 struct rpc_method {
     const char *name;
-    rpc_method_fn *run;   /* NULL: known to the contract, not to us */
-    const char *serial;   /* calls with the same value of this parameter run in their order */
-    bool listed;          /* in initialize's supportedMethods */
+    rpc_method_fn *run; /* NULL: known to the contract, not to us */
+    const char *serial; /* calls with the same value of this parameter run in their order */
+    bool listed;        /* in initialize's supportedMethods */
 };
 extern const struct rpc_method rpc_methods[]; /* ends with a NULL name */
 const struct rpc_method *rpc_method_find(const char *name);
@@ -68,7 +68,8 @@ bool rpc_bad_params(struct call *c, struct error *err, const char *fmt, ...)
 /* A parameter that must be a non-empty string; NULL after rpc_bad_params. */
 const char *rpc_need_str(struct call *c, const json_t *obj, const char *key, struct error *err);
 /* A member that, when there, must be a string, and holds no NUL. *out NULL when absent or null. */
-bool rpc_opt_str(struct call *c, const json_t *obj, const char *key, const char **out, struct error *err);
+bool rpc_opt_str(struct call *c, const json_t *obj, const char *key, const char **out,
+                 struct error *err);
 /* Appends the value and drops the reference. */
 bool rpc_result(struct buf *result, json_t *value);
 
@@ -86,8 +87,8 @@ bool rpc_lease(struct call *c, const char **id, const json_t **metadata, struct 
 
 /* ---- the methods, a file per group ---- */
 rpc_method_fn rpc_initialize, rpc_health, rpc_shutdown, rpc_config_changed, rpc_validate_config;
-rpc_method_fn rpc_env_validate_config, rpc_env_probe, rpc_env_acquire, rpc_env_resume, rpc_env_release,
-    rpc_env_destroy, rpc_env_realize, rpc_env_ingress;
+rpc_method_fn rpc_env_validate_config, rpc_env_probe, rpc_env_acquire, rpc_env_resume,
+    rpc_env_release, rpc_env_destroy, rpc_env_realize, rpc_env_ingress;
 rpc_method_fn rpc_env_execute;
 rpc_method_fn rpc_env_sync_in, rpc_env_sync_out;
 rpc_method_fn rpc_env_setup_start, rpc_env_setup_get, rpc_env_setup_cancel, rpc_env_capture,

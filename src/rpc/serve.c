@@ -23,7 +23,8 @@
 
 #define MAX_THREADS 4096
 #define MAX_WAITING 65536
-#define PARSE_HERE (1u << 20) /* a longer line is parsed by its own thread, so that it delays no other */
+#define PARSE_HERE                                                                                 \
+    (1u << 20) /* a longer line is parsed by its own thread, so that it delays no other */
 #if defined(__SANITIZE_ADDRESS__)
 #define STACK_SIZE (1u << 20)
 #else
@@ -38,10 +39,10 @@ struct task {
     struct call call;
     const struct rpc_method *method;
     json_t *request;
-    char *raw;     /* not parsed yet */
+    char *raw; /* not parsed yet */
     size_t raw_len;
-    char *id;      /* as JSON text; NULL: a notification */
-    char *key;     /* serial key */
+    char *id;  /* as JSON text; NULL: a notification */
+    char *key; /* serial key */
     struct task *next, *after, *after_last;
     struct task *run_prev, *run_next;
 };
@@ -99,7 +100,8 @@ static void answer(struct task *t)
     if (!t->id)
         return;
     if (ok && line.len + 2 > RPC_MAX_LINE)
-        ok = error_set(&err, ERR_TOO_LARGE, "%s: the result is %zu bytes, and the host takes no line over %u",
+        ok = error_set(&err, ERR_TOO_LARGE,
+                       "%s: the result is %zu bytes, and the host takes no line over %u",
                        t->method->name, line.len, RPC_MAX_LINE);
     if (!ok) {
         out_error(t->id, code_of(&t->call, &err), err.msg ? err.msg : "failed without a reason");
@@ -142,7 +144,8 @@ static void unlink_running(struct task *t)
         t->run_next->run_prev = t->run_prev;
 }
 
-/* The lock is held. What follows the finished task: the next of its key, else the next that waits. */
+/* The lock is held. What follows the finished task: the next of its key, else the next that waits.
+ */
 static struct task *next_task(struct task *done)
 {
     struct task *t = done->after;
@@ -232,7 +235,8 @@ static void start_task(struct task *t)
     }
     pthread_mutex_unlock(&lock);
     if (refused) {
-        out_error(t->id, RPC_WORKER, "the worker has no room for another call: too many run at once");
+        out_error(t->id, RPC_WORKER,
+                  "the worker has no room for another call: too many run at once");
         task_free(t);
     }
 }
@@ -354,7 +358,8 @@ static bool parse_task(struct task *t, char *text, size_t n)
 
     if (too_deep(text, n)) {
         t->id = salvage_id(text, n);
-        cleanup_free char *why = xasprintf("the request is nested deeper than %d levels", RPC_MAX_DEPTH);
+        cleanup_free char *why =
+            xasprintf("the request is nested deeper than %d levels", RPC_MAX_DEPTH);
         out_error(t->id, RPC_REQUEST, why);
         return false;
     }
@@ -367,12 +372,14 @@ static bool parse_task(struct task *t, char *text, size_t n)
     const char *version = json_str(t->request, "jsonrpc");
     const char *method = json_str(t->request, "method");
     t->id = id_text(id);
-    bool is_reply = !method && (json_object_get(t->request, "result") || json_object_get(t->request, "error"));
+    bool is_reply =
+        !method && (json_object_get(t->request, "result") || json_object_get(t->request, "error"));
     if (is_reply) /* to a request of ours: we send none */
         return false;
     if (!version || strcmp(version, "2.0") != 0 || !method || (id && !t->id)) {
         out_error(t->id, RPC_REQUEST,
-                  "not a JSON-RPC 2.0 request: it needs jsonrpc \"2.0\", a method, and an id that is a string or a number");
+                  "not a JSON-RPC 2.0 request: it needs jsonrpc \"2.0\", a method, and an id that "
+                  "is a string or a number");
         return false;
     }
     t->call.method = method;

@@ -23,15 +23,16 @@ static bool session(struct buf *result, struct setup_session *s, bool payload)
     json_object_set_new(answer, "status", json_string(s->id ? "waiting_for_user" : "missing"));
     json_t *summary = json_null();
     if (s->id)
-        summary = json_pack("{s:s, s:o, s:b, s:b, s:b, s:o}", "type", "ssh", "username", text_or_null(s->user),
-                            "hostRedacted", 1, "portRedacted", 1, "commandRedacted", 1, "expiresAt",
-                            text_or_null(s->expires_at));
+        summary = json_pack("{s:s, s:o, s:b, s:b, s:b, s:o}", "type", "ssh", "username",
+                            text_or_null(s->user), "hostRedacted", 1, "portRedacted", 1,
+                            "commandRedacted", 1, "expiresAt", text_or_null(s->expires_at));
     json_object_set_new(answer, "connectionSummary", summary);
     json_t *connection = json_null();
     if (s->id && payload)
-        connection = json_pack("{s:s, s:s, s:n, s:o, s:{s:s, s:i, s:o}}", "type", "ssh", "command", s->command,
-                               "token", "expiresAt", text_or_null(s->expires_at), "metadata", "host", s->host,
-                               "port", s->port, "username", text_or_null(s->user));
+        connection =
+            json_pack("{s:s, s:s, s:n, s:o, s:{s:s, s:i, s:o}}", "type", "ssh", "command",
+                      s->command, "token", "expiresAt", text_or_null(s->expires_at), "metadata",
+                      "host", s->host, "port", s->port, "username", text_or_null(s->user));
     json_object_set_new(answer, "connectionPayload", connection);
     if (s->expires_at)
         json_object_set_new(answer, "expiresAt", json_string(s->expires_at));
@@ -68,7 +69,8 @@ bool rpc_env_setup_get(struct call *c, struct buf *result, struct error *err)
     if (!rpc_opt_str(c, c->params, "providerLeaseId", &id, err))
         return false;
     cleanup_config struct config *cfg = rpc_config(c, err);
-    return cfg && template_setup_get(cfg, id, json_object_get(c->params, "setupMetadata"), &s, err) &&
+    return cfg &&
+           template_setup_get(cfg, id, json_object_get(c->params, "setupMetadata"), &s, err) &&
            session(result, &s, json_bool(c->params, "includeConnectionPayload"));
 }
 
@@ -82,9 +84,11 @@ bool rpc_env_capture(struct call *c, struct buf *result, struct error *err)
         return false;
     cleanup_config struct config *cfg = rpc_config(c, err);
     return cfg &&
-           template_capture(cfg, id, env, label, json_int(c->params, "timeoutMs", 0), c->cancel, &ref, err) &&
-           rpc_result(result, json_pack("{s:s, s:s, s:{s:s, s:s}}", "templateRef", ref, "templateKind",
-                                        TEMPLATE_KIND, "metadata", "provider", "exe-dev", "sourceVmName", id));
+           template_capture(cfg, id, env, label, json_int(c->params, "timeoutMs", 0), c->cancel,
+                            &ref, err) &&
+           rpc_result(result, json_pack("{s:s, s:s, s:{s:s, s:s}}", "templateRef", ref,
+                                        "templateKind", TEMPLATE_KIND, "metadata", "provider",
+                                        "exe-dev", "sourceVmName", id));
 }
 
 bool rpc_env_setup_cancel(struct call *c, struct buf *result, struct error *err)
@@ -98,8 +102,11 @@ bool rpc_env_setup_cancel(struct call *c, struct buf *result, struct error *err)
     cleanup_config struct config *cfg = rpc_config(c, err);
     if (!cfg || !template_setup_cancel(cfg, id, &missing, err))
         return false;
-    const char *status = missing ? "missing" : reason && strcmp(reason, "timed_out") == 0 ? "timed_out" : "cancelled";
-    return rpc_result(result, json_pack("{s:s, s:{s:s}}", "status", status, "metadata", "provider", "exe-dev"));
+    const char *status = missing                                      ? "missing"
+                         : reason && strcmp(reason, "timed_out") == 0 ? "timed_out"
+                                                                      : "cancelled";
+    return rpc_result(
+        result, json_pack("{s:s, s:{s:s}}", "status", status, "metadata", "provider", "exe-dev"));
 }
 
 bool rpc_env_template_delete(struct call *c, struct buf *result, struct error *err)
@@ -110,8 +117,8 @@ bool rpc_env_template_delete(struct call *c, struct buf *result, struct error *e
 
     if (!cfg || !template_delete(cfg, ref, &missing, err))
         return false;
-    return rpc_result(result, json_pack("{s:b, s:{s:s, s:b}}", "deleted", 1, "metadata", "provider", "exe-dev",
-                                        "alreadyGone", missing));
+    return rpc_result(result, json_pack("{s:b, s:{s:s, s:b}}", "deleted", 1, "metadata", "provider",
+                                        "exe-dev", "alreadyGone", missing));
 }
 
 bool rpc_env_ingress(struct call *c, struct buf *result, struct error *err)
@@ -127,11 +134,12 @@ bool rpc_env_ingress(struct call *c, struct buf *result, struct error *err)
     if (!json_is_integer(json_object_get(c->params, "port")))
         return rpc_bad_params(c, err, "port must be a whole number");
     cleanup_config struct config *cfg = rpc_config(c, err);
-    if (!cfg || !ingress_open(cfg, id, json_str(metadata, "httpsUrl"), json_int(c->params, "port", 0), path, &in, err))
+    if (!cfg || !ingress_open(cfg, id, json_str(metadata, "httpsUrl"),
+                              json_int(c->params, "port", 0), path, &in, err))
         return false;
-    json_t *answer = json_pack("{s:s, s:s, s:[{s:s, s:s}], s:s}", "kind", "authenticated_websocket", "websocketUrl",
-                               in.url, "secretHeaders", "name", INGRESS_HEADER, "value", in.header, "generation",
-                               in.generation);
+    json_t *answer = json_pack("{s:s, s:s, s:[{s:s, s:s}], s:s}", "kind", "authenticated_websocket",
+                               "websocketUrl", in.url, "secretHeaders", "name", INGRESS_HEADER,
+                               "value", in.header, "generation", in.generation);
     ingress_clear(&in);
     return rpc_result(result, answer);
 }

@@ -39,7 +39,8 @@ static void cursor_stops_at_the_end(void **state)
 static void json_survives_node_strings(void **state)
 {
     (void)state;
-    char text[] = "{\"a\":\"x\\ud800y\",\"b\":\"\\u0000\",\"c\":\"\\ud83d\\ude00\",\"d\":\"\\\\ud800\"}";
+    char text[] =
+        "{\"a\":\"x\\ud800y\",\"b\":\"\\u0000\",\"c\":\"\\ud83d\\ude00\",\"d\":\"\\\\ud800\"}";
     cleanup_json json_t *v = json_parse(text, strlen(text), NULL);
 
     assert_non_null(v);
@@ -54,7 +55,10 @@ static void json_lines_hold_no_line_separator(void **state)
     (void)state;
     cleanup_buf struct buf b = {0};
 
-    json_escape(&b, "a\xe2\x80\xa8" "b\xe2\x80\xa9\xe2\x82\xac\x01\n\"", 14);
+    json_escape(&b,
+                "a\xe2\x80\xa8"
+                "b\xe2\x80\xa9\xe2\x82\xac\x01\n\"",
+                14);
     assert_string_equal(b.data, "a\\u2028b\\u2029\xe2\x82\xac\\u0001\\n\\\"");
 }
 
@@ -99,8 +103,8 @@ static void spawn_reports_and_collects(void **state)
     cleanup_buf struct buf out = {0}, errout = {0};
     int status;
 
-    assert_true(spawn_run((const char *[]){"sh", "-c", "cat; echo e >&2; exit 7", NULL}, "hi", 2, &out,
-                          &errout, 100, deadline_in(10000), &status, &err));
+    assert_true(spawn_run((const char *[]){"sh", "-c", "cat; echo e >&2; exit 7", NULL}, "hi", 2,
+                          &out, &errout, 100, deadline_in(10000), &status, &err));
     assert_int_equal(WEXITSTATUS(status), 7);
     assert_string_equal(out.data, "hi");
     assert_string_equal(errout.data, "e\n");

@@ -67,7 +67,8 @@ static void test_enter_twice(void **state)
     assert_false(lease_enter("twice-a", LEASE_CREATING, &err));
     assert_int_equal(err.code, ERR_EXISTS);
     assert_true(lease_move("twice-a", LEASE_DOUBTFUL, NULL));
-    assert_true(lease_enter("twice-a", LEASE_CREATING, NULL)); /* an attempt that failed may be taken up again */
+    assert_true(lease_enter("twice-a", LEASE_CREATING,
+                            NULL)); /* an attempt that failed may be taken up again */
     assert_true(lease_move("twice-a", LEASE_GONE, NULL));
 }
 
@@ -112,7 +113,8 @@ static void test_drain_cancels(void **state)
 
 static void test_names_refused(void **state)
 {
-    static const char *const bad[] = {"-oProxyCommand=x", "a b", "A", "a;b", "a'b", "a\nb", "", "x-123", "../x", "a."};
+    static const char *const bad[] = {
+        "-oProxyCommand=x", "a b", "A", "a;b", "a'b", "a\nb", "", "x-123", "../x", "a."};
     cleanup_config struct config *c = config("{\"apiKey\":\"k-123456\"}");
     enum receipt receipt;
 
@@ -168,7 +170,8 @@ static void test_addresses(void **state)
 
 static void test_ours(void **state)
 {
-    cleanup_json json_t *ours = json_pack("[s, s]", "x", MARK_TAG), *others = json_pack("[s]", "x"), *none = json_array();
+    cleanup_json json_t *ours = json_pack("[s, s]", "x", MARK_TAG), *others = json_pack("[s]", "x"),
+                        *none = json_array();
     cleanup_free char *mark = mark_comment("hello", "lease", "env", "run");
     struct journal_entry known = {.name = (char *)"a"};
 
@@ -179,16 +182,14 @@ static void test_ours(void **state)
         char *comment;
         bool marked, vouched;
     } cases[] = {
-        {ours, NULL, true, true},
-        {others, NULL, false, false},
-        {none, NULL, false, false},
-        {others, mark, true, true},
-        {NULL, mark, true, true},
-        {NULL, (char *)"just text", false, true},
+        {ours, NULL, true, true},   {others, NULL, false, false},
+        {none, NULL, false, false}, {others, mark, true, true},
+        {NULL, mark, true, true},   {NULL, (char *)"just text", false, true},
         {NULL, NULL, false, true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct record r = {.vm_name = (char *)"a", .tags = cases[i].tags, .comment = cases[i].comment};
+        struct record r = {
+            .vm_name = (char *)"a", .tags = cases[i].tags, .comment = cases[i].comment};
         assert_int_equal(lease_vm_is_ours(&r, NULL, true), cases[i].marked);
         assert_int_equal(lease_vm_is_ours(&r, NULL, false), cases[i].vouched);
         assert_true(lease_vm_is_ours(&r, &known, true));
@@ -248,7 +249,8 @@ static void test_ingress(void **state)
     cleanup_free char *file = xasprintf("%s/k", dir), *rm = xasprintf("rm -r %s", dir);
     assert_int_equal(system(make), 0);
     assert_true(io_read_file(file, 10000, &key, NULL));
-    cleanup_json json_t *raw = json_pack("{s:s, s:s}", "apiKey", "k-123456", "sshPrivateKey", key.data);
+    cleanup_json json_t *raw =
+        json_pack("{s:s, s:s}", "apiKey", "k-123456", "sshPrivateKey", key.data);
     cleanup_config struct config *c = config_load(raw, NULL);
     assert_non_null(c);
 
@@ -270,13 +272,20 @@ static void test_ingress(void **state)
         const char *vm, *url, *path;
         int port;
     } bad[] = {
-        {"my-vm", NULL, "/x", 80},          {"my-vm", NULL, "/x", 22},
-        {"my-vm", NULL, "/x", 10000},       {"my-vm", NULL, "/x", -1},
-        {"my-vm", NULL, "x", 8080},         {"my-vm", NULL, "/a?b", 8080},
-        {"my-vm", NULL, "/a#b", 8080},      {"my-vm", NULL, "/a b", 8080},
-        {"my-vm", NULL, "/../x", 8080},     {"my-vm", NULL, "/\xc3\xa9", 8080},
-        {"-vm", NULL, "/x", 8080},          {"my-vm", "http://my-vm.exe.xyz", "/x", 8080},
-        {"my-vm", "https://-x/", "/x", 8080}, {"my-vm", "https://u@h/", "/x", 8080},
+        {"my-vm", NULL, "/x", 80},
+        {"my-vm", NULL, "/x", 22},
+        {"my-vm", NULL, "/x", 10000},
+        {"my-vm", NULL, "/x", -1},
+        {"my-vm", NULL, "x", 8080},
+        {"my-vm", NULL, "/a?b", 8080},
+        {"my-vm", NULL, "/a#b", 8080},
+        {"my-vm", NULL, "/a b", 8080},
+        {"my-vm", NULL, "/../x", 8080},
+        {"my-vm", NULL, "/\xc3\xa9", 8080},
+        {"-vm", NULL, "/x", 8080},
+        {"my-vm", "http://my-vm.exe.xyz", "/x", 8080},
+        {"my-vm", "https://-x/", "/x", 8080},
+        {"my-vm", "https://u@h/", "/x", 8080},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         cleanup_error struct error err = {0};
@@ -290,10 +299,14 @@ static void test_ingress(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states),          cmocka_unit_test(test_enter_twice),
-        cmocka_unit_test(test_closing_takes_no_work), cmocka_unit_test(test_drain_cancels),
-        cmocka_unit_test(test_names_refused),   cmocka_unit_test(test_addresses),
-        cmocka_unit_test(test_ours),            cmocka_unit_test(test_times),
+        cmocka_unit_test(test_states),
+        cmocka_unit_test(test_enter_twice),
+        cmocka_unit_test(test_closing_takes_no_work),
+        cmocka_unit_test(test_drain_cancels),
+        cmocka_unit_test(test_names_refused),
+        cmocka_unit_test(test_addresses),
+        cmocka_unit_test(test_ours),
+        cmocka_unit_test(test_times),
         cmocka_unit_test(test_ingress),
     };
     char dir[] = "/tmp/exedev-test-lease-XXXXXX";

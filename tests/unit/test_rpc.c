@@ -120,7 +120,8 @@ static void expect_error(struct worker *w, const char *text, int code, int64_t i
 
 static void expect_alive(struct worker *w)
 {
-    cleanup_json json_t *j = call(w, "{\"jsonrpc\":\"2.0\",\"id\":\"alive\",\"method\":\"health\",\"params\":{}}");
+    cleanup_json json_t *j =
+        call(w, "{\"jsonrpc\":\"2.0\",\"id\":\"alive\",\"method\":\"health\",\"params\":{}}");
 
     assert_string_equal(json_str(j, "id"), "alive");
     assert_string_equal(json_str(json_object_get(j, "result"), "status"), "ok");
@@ -158,13 +159,13 @@ static void test_initialize(void **state)
 
     (void)state;
     worker_start(&w);
-    cleanup_json json_t *j =
-        call(&w, "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"initialize\",\"params\":{\"manifest\":{},\"config\":{}}}");
+    cleanup_json json_t *j = call(&w, "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"initialize\","
+                                      "\"params\":{\"manifest\":{},\"config\":{}}}");
     assert_int_equal(json_int(j, "id", 0), 1);
     json_t *r = json_object_get(j, "result"), *m;
     assert_true(json_bool(r, "ok"));
     size_t i;
-    json_array_foreach(json_object_get(r, "supportedMethods"), i, m) {
+    json_array_foreach (json_object_get(r, "supportedMethods"), i, m) {
         const struct rpc_method *known = rpc_method_find(json_string_value(m));
         assert_non_null(known);
         assert_non_null(known->run);
@@ -190,10 +191,14 @@ static void test_bad_lines(void **state)
     expect_error(&w, "{\"jsonrpc\":\"1.0\",\"id\":4,\"method\":\"health\"}", RPC_REQUEST, 4);
     expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":4,\"method\":7}", RPC_REQUEST, 4);
     expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"health\"}", RPC_REQUEST, -1);
-    expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":5,\"method\":\"noSuchThing\"}", RPC_UNKNOWN_METHOD, 5);
-    expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":5,\"method\":\"\\ud800x\\udc00\"}", RPC_UNKNOWN_METHOD, 5);
-    expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":6,\"method\":\"runJob\",\"params\":{}}", RPC_NOT_IMPLEMENTED, 6);
-    expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"health\",\"params\":[1]}", RPC_PARAMS, 7);
+    expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":5,\"method\":\"noSuchThing\"}",
+                 RPC_UNKNOWN_METHOD, 5);
+    expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":5,\"method\":\"\\ud800x\\udc00\"}",
+                 RPC_UNKNOWN_METHOD, 5);
+    expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":6,\"method\":\"runJob\",\"params\":{}}",
+                 RPC_NOT_IMPLEMENTED, 6);
+    expect_error(&w, "{\"jsonrpc\":\"2.0\",\"id\":7,\"method\":\"health\",\"params\":[1]}",
+                 RPC_PARAMS, 7);
     /* Blank lines, notifications and answers to nothing are no errors and get none. */
     put(&w, "");
     put(&w, "\r");
@@ -251,7 +256,8 @@ static void test_huge_line(void **state)
     (void)state;
     worker_start(&w);
     memset(part, 'x', 1 << 20);
-    static const char head[] = "{\"jsonrpc\":\"2.0\",\"id\":77,\"method\":\"health\",\"params\":{\"a\":\"";
+    static const char head[] =
+        "{\"jsonrpc\":\"2.0\",\"id\":77,\"method\":\"health\",\"params\":{\"a\":\"";
     assert_true(io_write_all(w.in, head, strlen(head), deadline_in(WAIT_MS), NULL));
     for (int i = 0; i < 140; i++)
         assert_true(io_write_all(w.in, part, 1 << 20, deadline_in(WAIT_MS), NULL));
@@ -276,27 +282,49 @@ static void test_params(void **state)
 
     (void)state;
     worker_start(&w);
-#define CALL(method, params) "{\"jsonrpc\":\"2.0\",\"id\":3,\"method\":\"" method "\",\"params\":{" params "}}"
+#define CALL(method, params)                                                                       \
+    "{\"jsonrpc\":\"2.0\",\"id\":3,\"method\":\"" method "\",\"params\":{" params "}}"
     expect_error(&w, CALL("environmentValidateConfig", ""), RPC_PARAMS, 3);
     expect_error(&w, CALL("environmentValidateConfig", "\"config\":[]"), RPC_PARAMS, 3);
     expect_error(&w, CALL("environmentAcquireLease", ""), RPC_PARAMS, 3);
     expect_error(&w, CALL("environmentAcquireLease", "\"config\":{},\"runId\":7"), RPC_PARAMS, 3);
     expect_error(&w, CALL("environmentResumeLease", "\"config\":{}"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentResumeLease", "\"config\":{},\"providerLeaseId\":\"\""), RPC_PARAMS, 3);
+    expect_error(&w, CALL("environmentResumeLease", "\"config\":{},\"providerLeaseId\":\"\""),
+                 RPC_PARAMS, 3);
     expect_error(&w, CALL("environmentExecute", "\"config\":{}"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\\u0000b\""), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"args\":{}"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"args\":[1]"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"env\":{\"A B\":\"x\"}"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"env\":{\"1A\":\"x\"}"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"env\":{\"A\":\"x\\u0000\"}"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"stdin\":5"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"lease\":5"), RPC_PARAMS, 3);
-    expect_error(&w, CALL("environmentRunnerIngressEndpoint", "\"config\":{},\"lease\":{\"providerLeaseId\":\"a\"}"), RPC_PARAMS, 3);
+    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\\u0000b\""),
+                 RPC_PARAMS, 3);
+    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"args\":{}"),
+                 RPC_PARAMS, 3);
+    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"args\":[1]"),
+                 RPC_PARAMS, 3);
+    expect_error(
+        &w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"env\":{\"A B\":\"x\"}"),
+        RPC_PARAMS, 3);
+    expect_error(
+        &w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"env\":{\"1A\":\"x\"}"),
+        RPC_PARAMS, 3);
+    expect_error(
+        &w,
+        CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"env\":{\"A\":\"x\\u0000\"}"),
+        RPC_PARAMS, 3);
+    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"stdin\":5"),
+                 RPC_PARAMS, 3);
+    expect_error(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"a\",\"lease\":5"),
+                 RPC_PARAMS, 3);
+    expect_error(&w,
+                 CALL("environmentRunnerIngressEndpoint",
+                      "\"config\":{},\"lease\":{\"providerLeaseId\":\"a\"}"),
+                 RPC_PARAMS, 3);
     /* A lease id that could be an option, or anything but a name, reaches neither API nor ssh. */
-    expect_error(&w, CALL("environmentDestroyLease", "\"config\":{\"apiKey\":\"k123456\"},\"providerLeaseId\":\"-oProxyCommand=x\""),
-                 RPC_WORKER, 3);
-    expect_error(&w, CALL("environmentExecute", "\"config\":{\"apiKey\":\"k123456\"},\"command\":\"a\",\"lease\":{\"providerLeaseId\":\"a b\"}"),
+    expect_error(
+        &w,
+        CALL("environmentDestroyLease",
+             "\"config\":{\"apiKey\":\"k123456\"},\"providerLeaseId\":\"-oProxyCommand=x\""),
+        RPC_WORKER, 3);
+    expect_error(&w,
+                 CALL("environmentExecute", "\"config\":{\"apiKey\":\"k123456\"},\"command\":\"a\","
+                                            "\"lease\":{\"providerLeaseId\":\"a b\"}"),
                  RPC_WORKER, 3);
     worker_stop(&w);
 }
@@ -307,15 +335,20 @@ static void test_without_lease(void **state)
 
     (void)state;
     worker_start(&w);
-    cleanup_json json_t *a = call(&w, CALL("environmentReleaseLease", "\"config\":{},\"providerLeaseId\":null"));
+    cleanup_json json_t *a =
+        call(&w, CALL("environmentReleaseLease", "\"config\":{},\"providerLeaseId\":null"));
     assert_true(json_is_null(json_object_get(a, "result")));
     cleanup_json json_t *b = call(&w, CALL("environmentDestroyLease", "\"config\":{}"));
     assert_true(json_is_null(json_object_get(b, "result")));
-    cleanup_json json_t *c = call(&w, CALL("environmentExecute", "\"config\":{},\"command\":\"ls\",\"lease\":{\"providerLeaseId\":null}"));
+    cleanup_json json_t *c =
+        call(&w, CALL("environmentExecute",
+                      "\"config\":{},\"command\":\"ls\",\"lease\":{\"providerLeaseId\":null}"));
     json_t *r = json_object_get(c, "result");
     assert_int_equal(json_int(r, "exitCode", 9), 1);
     assert_true(strstr(json_str(r, "stderr"), "no lease") != NULL);
-    cleanup_json json_t *d = call(&w, CALL("environmentRealizeWorkspace", "\"config\":{},\"lease\":{},\"workspace\":{\"remotePath\":\"/r\",\"localPath\":\"/l\"}"));
+    cleanup_json json_t *d = call(
+        &w, CALL("environmentRealizeWorkspace", "\"config\":{},\"lease\":{},\"workspace\":{"
+                                                "\"remotePath\":\"/r\",\"localPath\":\"/l\"}"));
     assert_string_equal(json_str(json_object_get(d, "result"), "cwd"), "/r");
     worker_stop(&w);
 }
@@ -351,8 +384,10 @@ static int silent_server(int *port)
 static void start_hanging_call(struct worker *w, int port)
 {
     cleanup_free char *text =
-        xasprintf("{\"jsonrpc\":\"2.0\",\"id\":50,\"method\":\"environmentAcquireLease\",\"params\":{\"config\":{\"apiKey\":"
-                  "\"secret-key-123\",\"apiUrl\":\"http://127.0.0.1:%d/exec\",\"timeoutMs\":60000},\"environmentId\":\"e\","
+        xasprintf("{\"jsonrpc\":\"2.0\",\"id\":50,\"method\":\"environmentAcquireLease\","
+                  "\"params\":{\"config\":{\"apiKey\":"
+                  "\"secret-key-123\",\"apiUrl\":\"http://127.0.0.1:%d/"
+                  "exec\",\"timeoutMs\":60000},\"environmentId\":\"e\","
                   "\"runId\":\"r\"}}",
                   port);
     put(w, text);
@@ -370,7 +405,8 @@ static void test_slow_call_delays_none(void **state)
     for (int i = 0; i < 20; i++)
         start_hanging_call(&w, port);
     for (int i = 0; i < 20; i++)
-        expect_alive(&w); /* answer() would fail on a line of the hanging call: none may come first */
+        expect_alive(
+            &w);     /* answer() would fail on a line of the hanging call: none may come first */
     worker_stop(&w); /* the end of stdin cuts them off */
 }
 
@@ -437,8 +473,10 @@ static void test_many(void **state)
     worker_start(&w);
     for (int i = 0; i < 3000; i += 100) {
         for (int k = i; k < i + 100; k++) {
-            cleanup_free char *text = xasprintf("{\"jsonrpc\":\"2.0\",\"id\":%d,\"method\":\"environmentExecute\",\"params\":"
-                                                "{\"config\":{},\"command\":\"x\"}}", k);
+            cleanup_free char *text = xasprintf(
+                "{\"jsonrpc\":\"2.0\",\"id\":%d,\"method\":\"environmentExecute\",\"params\":"
+                "{\"config\":{},\"command\":\"x\"}}",
+                k);
             put(&w, text);
         }
         for (int k = i; k < i + 100; k++) {

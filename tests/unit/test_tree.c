@@ -376,7 +376,8 @@ static void memory_is_bounded(void **state)
         pid_t pid = fork();
         if (pid == 0) {
             struct rlimit limit = {16 << 20, 16 << 20};
-#ifndef __SANITIZE_ADDRESS__ /* its own needs are above that; the transfer itself is run all the same */
+#ifndef __SANITIZE_ADDRESS__ /* its own needs are above that; the transfer itself is run all the   \
+                                same */
             setrlimit(RLIMIT_DATA, &limit);
 #else
             (void)limit;
