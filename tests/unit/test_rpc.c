@@ -346,9 +346,9 @@ static void test_without_lease(void **state)
     json_t *r = json_object_get(c, "result");
     assert_int_equal(json_int(r, "exitCode", 9), 1);
     assert_true(strstr(json_str(r, "stderr"), "no lease") != NULL);
-    cleanup_json json_t *d = call(
-        &w, CALL("environmentRealizeWorkspace", "\"config\":{},\"lease\":{},\"workspace\":{"
-                                                "\"remotePath\":\"/r\",\"localPath\":\"/l\"}"));
+    cleanup_json json_t *d = call(&w, CALL("environmentRealizeWorkspace",
+                                           "\"config\":{},\"lease\":{},\"workspace\":{"
+                                           "\"remotePath\":\"/r\",\"localPath\":\"/l\"}"));
     assert_string_equal(json_str(json_object_get(d, "result"), "cwd"), "/r");
     worker_stop(&w);
 }

@@ -215,7 +215,6 @@ static void session_ends(enum end how)
     close(v.out);
     buf_free(&v.rx);
     buf_free(&v.logs);
-    buf_free(&v.logs);
     free(v.home), free(v.user), free(v.dir);
     got_free(&g);
 }
