@@ -73,11 +73,13 @@ export class RpcError extends Error {
 // What the host gives its workers: no HOME, no agent.
 const scrubbed = (state) => ({ PATH: process.env.PATH, NODE_PATH: '', NODE_ENV: 'test', TZ: 'UTC', PAPERCLIP_PLUGIN_ID: 'p', EXEDEV_STATE_DIR: state });
 
-export async function startWorker({ state, binary = false, env = {} } = {}) {
+// under: a program and its options to run the binary under, such as valgrind.
+export async function startWorker({ state, binary = false, under = [], env = {} } = {}) {
   const own = state ? null : await mkdtemp(join(tmpdir(), 'exedev-state-'));
   const environment = { ...scrubbed(state || own), ...env };
-  const child = binary
-    ? spawn(join(build, 'exedev'), ['worker'], { stdio: ['pipe', 'pipe', 'pipe'], env: environment })
+  const [program, ...words] = [...under, join(build, 'exedev'), 'worker'];
+  const child = binary || under.length
+    ? spawn(program, words, { stdio: ['pipe', 'pipe', 'pipe'], env: environment })
     : fork(join(build, 'npm/paperclip-plugin-exe-dev/dist/worker.js'), [], { stdio: ['pipe', 'pipe', 'pipe', 'ipc'], execArgv: [], env: environment });
   const pending = new Map();
   const worker = { child, notes: [], stderr: '', lines: 0, state: state || own };
