@@ -57,8 +57,9 @@ json_t *json_parse(char *text, size_t n, struct error *err)
     return value;
 }
 
-/* Eight bytes at once, none of which needs a look (https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord). May
- * say no where yes would do. */
+/* Eight bytes at once, none of which needs a look
+ * (https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord). May say no where yes would do.
+ */
 static bool all_plain(const char *s)
 {
     const uint64_t ones = UINT64_MAX / 255, high = ones << 7;

@@ -23,7 +23,8 @@ struct spawn_opts {
 
 struct child {
     pid_t pid;
-    int pidfd; /* readable when it has ended; -1 where there is no pidfd_open; close with child_free */
+    int pidfd; /* readable when it has ended; -1 where there is no pidfd_open; close with child_free
+                */
 };
 
 /* The child has default signal dispositions and an empty mask, SIGPIPE default included, and no

@@ -121,7 +121,8 @@ static void escape_slowly(struct buf *out, const char *s, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         unsigned char c = (unsigned char)s[i];
-        if (c == 0xe2 && i + 2 < n && (unsigned char)s[i + 1] == 0x80 && ((unsigned char)s[i + 2] & 0xfe) == 0xa8) {
+        if (c == 0xe2 && i + 2 < n && (unsigned char)s[i + 1] == 0x80 &&
+            ((unsigned char)s[i + 2] & 0xfe) == 0xa8) {
             buf_puts(out, (unsigned char)s[i + 2] == 0xa8 ? "\\u2028" : "\\u2029");
             i += 2;
         } else if (c == '"' || c == '\\') {
@@ -138,7 +139,8 @@ static void escape_slowly(struct buf *out, const char *s, size_t n)
 
 static void test_escape_fast_and_slow(void **state)
 {
-    static const unsigned char odd[] = {'"', '\\', 0x7f, 0xe2, 0x80, 0xa8, 0xa9, '\n', 0, 0x1f, 0x20, 0xff};
+    static const unsigned char odd[] = {'"',  '\\', 0x7f, 0xe2, 0x80, 0xa8,
+                                        0xa9, '\n', 0,    0x1f, 0x20, 0xff};
     unsigned seed = 1;
 
     (void)state;
