@@ -56,9 +56,12 @@ const struct cmd commands[] = {
 
 static int unknown(const char *word)
 {
-    const char *names[64] = {0};
+    size_t n = 0;
 
-    for (size_t i = 0; commands[i].name && i < 63; i++)
+    while (commands[n].name)
+        n++;
+    cleanup_free const char **names = xcalloc(n + 1, sizeof *names);
+    for (size_t i = 0; i < n; i++)
         names[i] = commands[i].name;
     const char *near = cmd_nearest(word, names);
     fprintf(stderr, "exedev: there is no subcommand '%s'%s%s%s\nTry `exedev help`.\n", word,

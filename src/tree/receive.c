@@ -323,7 +323,7 @@ static void report(struct receiver *r, const struct error *reason)
 bool tree_receive(const struct tree_target *targets, size_t n, const struct tree_opts *opts,
                   struct tree_io *io, struct tree_stats *stats, struct error *err)
 {
-    struct tree_stats own;
+    struct tree_stats own = {0};
     struct receiver r = {.targets = targets, .n = n, .opts = opts, .stats = stats ? stats : &own};
     const struct tree_limits *d = &tree_limits_default, *l = &opts->limits;
     cleanup_error struct error local = {0};

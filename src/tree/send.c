@@ -597,7 +597,7 @@ static bool counted_write(void *arg, const void *p, size_t n, struct error *err)
 bool tree_send(const struct tree_source *sources, size_t n, const struct tree_opts *opts,
                struct tree_io *io, struct tree_stats *stats, struct error *err)
 {
-    struct tree_stats own;
+    struct tree_stats own = {0};
     struct counted counted = {.io = io};
     struct tree_io through = {counted_read, counted_write, &counted};
     struct tree_limits limits = opts->limits;

@@ -17,4 +17,4 @@ build_in() { # FOLDER MESON-OPTION...: configures when new, or when it was made 
 need_build
 need_deps
 build_in build
-if [ "$cmd" = build ]; then ninja -C build "$@"; else ninja -C build --quiet; fi
+if [ "${cmd:-}" = build ]; then ninja -C build "$@"; else ninja -C build --quiet; fi
