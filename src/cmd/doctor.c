@@ -180,6 +180,42 @@ static void check_key(struct doctor *d, const struct config *cfg)
         check_agent(d, cfg->ssh_agent_socket);
 }
 
+/* The VMs' host keys that are trusted: pinned in the settings, or remembered from earlier. */
+static void check_host_keys(struct doctor *d, const struct config *cfg)
+{
+    cleanup_error struct error err = {0};
+    cleanup_free char *path = state_known_hosts(cfg->ssh_known_hosts, &err);
+    cleanup_buf struct buf out = {0};
+    int status = 0;
+    size_t n = 0;
+
+    if (strcmp(cfg->strict_host_key_checking, "no") == 0)
+        say(d, DOCTOR_WARNING, "host key",
+            "strictHostKeyChecking is no: anybody on the way can pose as a VM; use accept-new");
+    if (!path) {
+        say(d, DOCTOR_FAILURE, "host key", "%s", err.msg);
+        return;
+    }
+    if (access(path, F_OK) < 0) {
+        say(d, DOCTOR_OK, "host key", "none remembered yet; the first one a VM shows is");
+        return;
+    }
+    if (!spawn_run((const char *[]){"ssh-keygen", "-l", "-f", path, NULL}, NULL, 0, &out, NULL,
+                   1 << 20, deadline_in(10000), &status, &err)) {
+        say(d, DOCTOR_WARNING, "host key", "%s", err.msg);
+        return;
+    }
+    for (size_t i = 0; i < out.len; i++)
+        n += out.data[i] == '\n';
+    if (status || !n)
+        say(d, DOCTOR_FAILURE, "host key", "%s holds no host key that OpenSSH can read: %s", path,
+            cfg->ssh_known_hosts ? "mend sshKnownHosts (lines of a known_hosts file)"
+                                 : "delete the file");
+    else
+        say(d, DOCTOR_OK, "host key", "%zu %s, in %s", n,
+            cfg->ssh_known_hosts ? "pinned" : "remembered", path);
+}
+
 static void check_account(struct doctor *d, const struct config *cfg)
 {
     cleanup_error struct error err = {0};
@@ -285,6 +321,7 @@ int cmd_doctor(int argc, char **argv)
         check_settings(&d, raw);
         check_token(&d, cfg);
         check_key(&d, cfg);
+        check_host_keys(&d, cfg);
         check_state(&d, cfg);
         if (!offline && doctor_net(cfg, say_finding, &d) && cfg->api_key)
             check_account(&d, cfg);

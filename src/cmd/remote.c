@@ -210,7 +210,8 @@ static const char **with_terminal(const char *const *env)
         if (value)
             all[k++] = xasprintf("%s=%s", names[i], value); /* lives as long as the process */
     }
-    memcpy(all + k, env, n * sizeof *all);
+    if (n)
+        memcpy(all + k, env, n * sizeof *all);
     return all;
 }
 

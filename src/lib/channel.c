@@ -74,7 +74,7 @@ static struct channel *by_route(const char *route)
 {
     struct channel *c = channels;
 
-    while (c && strcmp(c->route, route))
+    while (c && strcmp(c->route, route) != 0)
         c = c->next;
     return c;
 }

@@ -124,7 +124,7 @@ bool expiry_arm(struct link *l, int64_t at, int64_t *armed, struct deadline d,
         return error_set(err, ERR_INVALID, "the expiry lies in the past");
     if (!clock_ahead(l, &ahead, d, cancel, err))
         return false;
-    cleanup_free char *epoch = xasprintf("%lld", (long long)(at + ahead));
+    cleanup_free char *epoch = xasprintf("%lld", (long long)at + ahead);
     if (!timer(l, "arm", epoch, &out, &status, d, cancel, err))
         return false;
     if (status != 0)

@@ -195,15 +195,16 @@ bool guest_wait_setup(struct link *l, const struct config *cfg, struct guest *g,
 bool guest_write_mark(struct link *l, const struct lease_vm *v, struct deadline d,
                       struct error *err)
 {
-    const char *argv[] = {
-        "sh",
-        "-c",
+    static const char script[] =
         "umask 077; mkdir -p ~/.config/exedev && printf 'exedev kind=%s env=%s run=%s\\n' "
-        "\"$1\" \"$2\" \"$3\" > ~/.config/exedev/mark",
-        "exedev-mark",
-        v->kind,
-        v->env_id ? v->env_id : "",
-        v->run_id ? v->run_id : "",
-        NULL};
+        "\"$1\" \"$2\" \"$3\" > ~/.config/exedev/mark";
+    const char *argv[] = {"sh",
+                          "-c",
+                          script,
+                          "exedev-mark",
+                          v->kind,
+                          v->env_id ? v->env_id : "",
+                          v->run_id ? v->run_id : "",
+                          NULL};
     return guest_run(l, argv, NULL, d, NULL, err);
 }

@@ -222,12 +222,14 @@ test('doctor: nothing fails against a good lobby, and each failure has a remedy'
   const good = await cli(['doctor', '--json']);
   assert.equal(good.code, 0, good.stdout);
   const lines = JSON.parse(good.stdout);
-  for (const check of ['openssh', 'settings', 'token', 'key', 'state', 'api', 'clock', 'account'])
+  for (const check of ['openssh', 'settings', 'token', 'key', 'host key', 'state', 'api', 'clock', 'account'])
     assert.ok(lines.some((l) => l.check === check), check);
   const bad = await cli(['doctor', '--json'], { env: { EXE_API_KEY: 'wrong', EXEDEV_SSH_PRIVATE_KEY: 'nonsense' } });
   assert.equal(bad.code, 1);
   const failures = JSON.parse(bad.stdout).filter((l) => l.state === 'failure').map((l) => l.check);
   assert.ok(failures.includes('account') && failures.includes('key'), failures.join());
+  const pins = await cli(['doctor', '--json', '--offline'], { env: { EXEDEV_SSH_KNOWN_HOSTS: 'no host key at all' } });
+  assert.equal(JSON.parse(pins.stdout).find((l) => l.check === 'host key')?.state, 'failure');
 });
 
 test('completion: subcommands, options, VM names; nothing after --', async () => {
