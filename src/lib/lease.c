@@ -130,7 +130,7 @@ static bool furnish(struct lease_vm *v, const struct lease_request *req, int64_t
     }
     guest_clear(&g);
     link_unref(l);
-    if (!ok && err->msg && !strstr(err->msg, v->name))
+    if (!ok && v->name && err->msg && !strstr(err->msg, v->name))
         error_prefix(err, "VM %s", v->name);
     return ok;
 }

@@ -51,8 +51,8 @@ static bool check(const struct link_options *o, struct error *err)
     }
     if (o->port < 0 || o->port > 65535)
         return error_set(err, ERR_INVALID, "sshPort %d is not between 1 and 65535", o->port);
-    if (o->strict && *o->strict && strcmp(o->strict, "accept-new") && strcmp(o->strict, "yes") &&
-        strcmp(o->strict, "no"))
+    if (o->strict && *o->strict && strcmp(o->strict, "accept-new") != 0 &&
+        strcmp(o->strict, "yes") != 0 && strcmp(o->strict, "no") != 0)
         return error_set(err, ERR_INVALID, "strictHostKeyChecking must be accept-new, yes or no");
     return true;
 }
@@ -170,7 +170,7 @@ struct link *link_get(const struct link_options *o, struct error *err)
     cleanup_free char *id = identify(o, digest);
     pthread_mutex_lock(&registry_lock);
     struct link *l = registry;
-    while (l && strcmp(l->id, id))
+    while (l && strcmp(l->id, id) != 0)
         l = l->next;
     if (!l) {
         l = make(o, steal_ptr(id), steal_fd(&key_fd));
