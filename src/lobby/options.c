@@ -121,7 +121,7 @@ static bool take_disk(struct options *o, const char *value, struct error *err)
 
 static bool take(struct options *o, int opt, char *value, struct error *err)
 {
-    unsigned n;
+    unsigned n = 0;
 
     switch (opt) {
     case OPT_LISTEN:

@@ -227,7 +227,7 @@ int guest_sudo(int argc, char **argv)
     for (int before = 0; vars && !ended && at != before;) {
         before = at;
         if ((at = options(&s, at, argc, argv, &ended)) < 0)
-            return 1;
+            return 1; /* the process ends: NOLINT(clang-analyzer-unix.Malloc) */
         while (!ended && at < argc && is_assignment(argv[at]))
             vars[vars_n++] = argv[at++];
     }
@@ -265,7 +265,7 @@ int guest_sudo(int argc, char **argv)
     } else {
         execvp(argv[at], argv + at);
     }
-    int why = errno;
+    int why = errno; /* the process ends: NOLINT(clang-analyzer-unix.Malloc) */
     fprintf(stderr, "sudo: %s: %s\n", at < argc ? argv[at] : "/bin/bash",
             why == ENOENT ? "command not found" : strerror(why));
     return why == ENOENT ? 1 : 126;
