@@ -140,8 +140,9 @@ bool vm_boot(struct vm *vm, const char *setup, struct error *err)
     if (setup && fault.setup_hang)
         setup = "sleep infinity\n";
     else if (setup && fault.setup_fail)
-        setup = script =
-            xasprintf("echo 'fault: the setup script fails' >&2\nexit %d\n", fault.setup_fail);
+        script = xasprintf("echo 'fault: the setup script fails' >&2\nexit %d\n", fault.setup_fail);
+    if (script)
+        setup = script;
     struct sandbox s = {
         .dir = vm->dir,
         .name = vm->name,
