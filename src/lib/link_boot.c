@@ -229,7 +229,7 @@ static bool take_hello(struct link *l, const char *p, size_t n, struct error *er
         return error_set(err, ERR_PROTOCOL,
                          "VM %s: what answers as our helper breaks its protocol (HELLO)",
                          link_label(l));
-    if (strcmp(build, exedev_vm_build))
+    if (strcmp(build, exedev_vm_build) != 0)
         return error_set(err, ERR_PROTOCOL, "VM %s: its helper is another build than ours",
                          link_label(l));
     if (!text_is_utf8(home, strlen(home)) || home[0] != '/')

@@ -128,7 +128,7 @@ static struct mapping *parse(int argc, char **argv, const char *path_option, str
     struct mapping *all = NULL;
 
     *n = 0;
-    for (int i = 1; i < argc; i++) {
+    for (int i = 1; i < argc && argv[i]; i++) {
         const char *path = value(argv[i], path_option);
         if (path) {
             all = xreallocarray(all, *n + 1, sizeof *all);
