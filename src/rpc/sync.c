@@ -326,8 +326,8 @@ static bool run_operation(struct sync *s, const struct operation *op, json_t *re
     }
     json_array_append_new(results,
                           json_pack("{s:s, s:I, s:I}", "operationId", op->id, "filesTransferred",
-                                    (json_int_t)stats.files + (json_int_t)stats.same, "bytesTransferred",
-                                    (json_int_t)stats.bytes));
+                                    (json_int_t)stats.files + (json_int_t)stats.same,
+                                    "bytesTransferred", (json_int_t)stats.bytes));
     return true;
 }
 
