@@ -49,6 +49,18 @@ static int take_lock(const char *base)
     return steal_fd(&fd);
 }
 
+/* For a folder that remove_stale of another lobby may look at: the lock is held before it can be
+ * seen, else the folder would be taken for a dead one's in the moment between. */
+static int make_lock(const char *base)
+{
+    cleanup_free char *hidden = xasprintf("%s/lock.new", base), *path = xasprintf("%s/lock", base);
+    cleanup_fd int fd = open(hidden, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0 || rename(hidden, path) < 0)
+        return -1;
+    return steal_fd(&fd);
+}
+
 /* A lobby that was killed could not clean up. Its folder is ours to remove: same owner, lock free.
  */
 static void remove_stale(const char *temp)
@@ -97,7 +109,7 @@ static bool make_base(struct lobby *l, struct error *err)
         return error_set(err, ERR_INVALID,
                          "%s: a folder for VMs must not have any of : , \\ \" in its path",
                          l->base);
-    l->lock = take_lock(l->base);
+    l->lock = l->o.state ? take_lock(l->base) : make_lock(l->base);
     if (l->lock < 0)
         return error_set(err, ERR_EXISTS, "%s is in use by another exedev-lobby", l->base);
     return true;
@@ -138,10 +150,13 @@ static bool own_key(struct lobby *l, struct buf *keys, struct error *err)
     l->own_key = xasprintf("%s/id_ed25519", l->base);
     const char *argv[] = {"ssh-keygen", "-q",           "-t", "ed25519",  "-N", "",
                           "-C",         "exedev-lobby", "-f", l->own_key, NULL};
-    if (access(l->own_key, F_OK) < 0 &&
-        (!spawn_run(argv, NULL, 0, &out, &problems, 4096, deadline_in(20000), &status, err) ||
-         status))
-        return false;
+    if (access(l->own_key, F_OK) < 0) {
+        if (!spawn_run(argv, NULL, 0, &out, &problems, 4096, deadline_in(20000), &status, err))
+            return false;
+        if (status)
+            return error_set(err, ERR_SYSTEM, "make the key %s: ssh-keygen failed: %s", l->own_key,
+                             problems.data ? problems.data : "");
+    }
     return add_keys(keys, public, err);
 }
 
