@@ -122,9 +122,10 @@ static void check_token(struct doctor *d, const struct config *cfg)
         return;
     }
     token_describe(&token, time(NULL), &words);
-    for (char *nl = words.data; nl && (nl = strchr(nl, '\n'));)
+    buf_puts(&words, ""); /* never NULL from here on */
+    for (char *nl = strchr(words.data, '\n'); nl; nl = strchr(nl, '\n'))
         *nl = nl[1] ? ';' : 0;
-    say(d, DOCTOR_OK, "token", "from %s: %s", cfg->api_key_source, words.data ? words.data : "");
+    say(d, DOCTOR_OK, "token", "from %s: %s", cfg->api_key_source, words.data);
 }
 
 static void check_agent(struct doctor *d, const char *socket)
