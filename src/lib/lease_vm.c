@@ -364,11 +364,15 @@ bool lease_vm_delete(const struct config *cfg, const char *id, bool needs_mark, 
                          id, MARK_TAG, id);
     /* An ls that fails says nothing of the mark; the host vouches for its lease, and rm verifies
      * itself. */
-    if (!there && (needs_mark || why.code == ERR_AUTH || why.code == ERR_CANCELLED)) {
+    if (!there && needs_mark) {
         error_move(err, &why);
         return false;
     }
     journal(account, id, kind, env, run, JOURNAL_DOOMED, NULL);
+    if (!there && (why.code == ERR_AUTH || why.code == ERR_CANCELLED)) {
+        error_move(err, &why); /* rm would say the same; the next call that may takes it up */
+        return error_prefix(err, "delete VM %s", id);
+    }
     if (!api_rm(api, id, d, err))
         return error_prefix(err, "delete VM %s", id);
     journal(account, id, kind, env, run, JOURNAL_GONE, NULL);

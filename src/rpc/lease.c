@@ -163,8 +163,8 @@ bool rpc_env_destroy(struct call *c, struct buf *result, struct error *err)
 
 bool rpc_env_realize(struct call *c, struct buf *result, struct error *err)
 {
-    const json_t *workspace = json_object_get(c->params, "workspace"), *metadata;
-    const char *id, *remote, *local;
+    const json_t *workspace = json_object_get(c->params, "workspace"), *metadata = NULL;
+    const char *id = NULL, *remote = NULL, *local = NULL;
 
     if (!rpc_lease(c, &id, &metadata, err) ||
         !rpc_opt_str(c, workspace, "remotePath", &remote, err) ||
