@@ -210,6 +210,7 @@ static bool passing_fault(struct error *err, const char *id)
     case ERR_NETWORK:
     case ERR_DOUBT:
     case ERR_PROTOCOL:
+    case ERR_TOO_LARGE: /* an answer that is not the API's */
         word = "network";
         break;
     case ERR_UNAVAILABLE:
