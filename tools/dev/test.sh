@@ -17,7 +17,7 @@ sanitized() {
 
 end_to_end() {
     need_node_modules
-    need curl rsync strace valgrind qemu-user-static chromium busybox-static dbus gnome-keyring libsecret-tools
+    need curl rsync strace gdb valgrind qemu-user-static chromium busybox-static dbus gnome-keyring libsecret-tools
     node --test --test-concurrency=2 --test-timeout=400000 tests/e2e/*.test.mjs
 }
 
