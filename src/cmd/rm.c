@@ -7,28 +7,11 @@
 #include "cmd/cmd.h"
 #include "lib/api.h"
 #include "lib/config.h"
+#include "lib/lease.h"
 #include "lib/name.h"
 #include "lib/state.h"
 
 CMD(rm);
-
-/* Ours: the record carries our tag, or the server lists no tags and our journal knows the name. */
-static bool is_ours(const struct config *cfg, const struct record *r)
-{
-    enum record_tag tag = record_has_tag(r, MARK_TAG);
-    cleanup_journal struct journal journal = {0};
-    cleanup_free char *account = config_account_id(cfg);
-
-    if (tag != RECORD_TAG_UNTOLD)
-        return tag == RECORD_TAG_YES;
-    if (!journal_read(account, &journal, NULL))
-        return false;
-    for (size_t i = 0; i < journal.n; i++) {
-        if (strcmp(journal.list[i].name, r->vm_name) == 0)
-            return true;
-    }
-    return false;
-}
 
 static bool remove_one(struct api *api, const struct config *cfg, const char *name, bool force,
                        struct error *err)
@@ -40,7 +23,7 @@ static bool remove_one(struct api *api, const struct config *cfg, const char *na
         return error_set(err, ERR_INVALID, "'%s' is no VM name", name);
     if (!api_find(api, name, d, &r, err))
         return error_prefix(err, "look for %s", name);
-    if (!force && !is_ours(cfg, &r))
+    if (!force && !lease_owns(cfg, &r))
         return error_set(err, ERR_INVALID,
                          "%s was not made by exedev (it does not carry the tag " MARK_TAG
                          "); nothing was "

@@ -87,6 +87,10 @@ void lease_shutdown(int ms);
 
 /* ---- what carries our mark ---- */
 
+/* Is a VM of this account, as the API lists it, one that exedev made? Reads the journal. */
+struct record;
+bool lease_owns(const struct config *cfg, const struct record *seen);
+
 enum gc_why {
     GC_STRAY,  /* neither journalled nor a template: to be removed */
     GC_DOOMED, /* its removal was begun, or the process that made it died before anybody knew it */

@@ -80,8 +80,9 @@ bool lease_vm_journal(const struct lease_vm *v, int state, struct error *err);
  * lists no tags (the host vouches for its lease id), but never one that lists tags without ours. */
 bool lease_vm_delete(const struct config *cfg, const char *id, bool needs_mark, struct deadline d,
                      struct error *err);
-/* Is the VM ours? seen: what the API says of it. needs_mark: the journal or the record must say so
- * (else an untold one passes). */
+/* Is the VM ours? seen: what the API says of it; where it lists no tags, or for a copy, what the
+ * journal knows of the name. needs_mark: one of the two must say so (else one without a list of
+ * tags passes). */
 struct journal_entry;
 bool lease_vm_is_ours(const struct record *seen, const struct journal_entry *known,
                       bool needs_mark);

@@ -83,12 +83,23 @@ bool lease_vm_is_ours(const struct record *seen, const struct journal_entry *kno
 {
     cleanup_mark struct mark m = {0};
 
-    if (known)
-        return true;
-    if (seen->comment && mark_parse(seen->comment, &m))
-        return true;
     enum record_tag tag = record_has_tag(seen, MARK_TAG);
-    return tag == RECORD_TAG_YES || (tag == RECORD_TAG_UNTOLD && !needs_mark);
+    if (tag == RECORD_TAG_YES || (seen->comment && mark_parse(seen->comment, &m)))
+        return true;
+    if (tag == RECORD_TAG_UNTOLD)
+        return known || !needs_mark;
+    /* Tagged, and not by us: somebody made another VM of this name. Only a copy can be ours
+     * without a tag, for the token may not allow one. */
+    return known && text_ends(known->kind, COPY);
+}
+
+bool lease_owns(const struct config *cfg, const struct record *seen)
+{
+    cleanup_journal struct journal j = {0};
+    cleanup_free char *account = config_account_id(cfg);
+
+    journal_read(account, &j, NULL);
+    return lease_vm_is_ours(seen, entry_of(&j, seen->vm_name), true);
 }
 
 /* ---- names ---- */
@@ -401,10 +412,8 @@ static void sweep_one(struct api *api, const struct journal_entry *e, struct dea
     bool gone = false;
     if (!api_find(api, e->name, d, &seen, &err)) {
         gone = err.code == ERR_NOT_FOUND;
-    } else if (record_has_tag(&seen, MARK_TAG) == RECORD_TAG_NO &&
-               !lease_vm_is_ours(&seen, NULL, true) && !text_ends(e->kind, COPY)) {
-        /* The name is another's by now. */
-        gone = true;
+    } else if (!lease_vm_is_ours(&seen, e, true)) {
+        gone = true; /* ours is: the name is another's by now */
     } else {
         gone = api_rm(api, e->name, d, &err);
         if (gone)

@@ -1,14 +1,15 @@
 // The worker killed with SIGKILL at random points of acquire and release: the host's next call leaves no VM behind.
 import { test, before, after } from 'node:test';
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { startLobby, startWorker, sleep } from './worker_lib.mjs';
+import { root, startLobby, startWorker, sleep } from './worker_lib.mjs';
 
 const POINTS = +(process.env.KILL_POINTS || 200);
 const AT_ONCE = 8;
-const LONGEST = 110000; // on a slow machine there are fewer points, and the test says how many
+// On a slow machine there are fewer points in `./dev test`, and the test says how many.
+const LONGEST = process.env.EXEDEV_WRITE_DOCS ? Infinity : 110000;
 
 let lobby, state;
 before(async () => {
@@ -37,14 +38,13 @@ async function killed(which, id) {
   return lease; // what the host knows of
 }
 
-test(`${POINTS} points of SIGKILL in acquire and release`, { timeout: 300000 }, async (t) => {
+test(`${POINTS} points of SIGKILL in acquire and release`, { timeout: LONGEST < Infinity ? 300000 : 1800000 }, async (t) => {
   const began = Date.now();
-  let known = 0, left = 0, unknown = 0, done = 0;
+  let left = 0, unknown = 0, done = 0;
   for (; done < POINTS && Date.now() - began < LONGEST; done += AT_ONCE) {
     const n = Math.min(AT_ONCE, POINTS - done);
     const leases = (await Promise.all(Array.from({ length: n }, (_, i) =>
       killed((done + i) % 2 ? 'release' : 'acquire', `r${(done + i).toString(36)}x${Math.random().toString(36).slice(2, 10)}`)))).filter(Boolean);
-    known += leases.length;
     const there = await lobby.vms();
     left += there.length;
     const orphans = there.filter((vm) => !leases.some((l) => l.providerLeaseId === vm));
@@ -59,9 +59,16 @@ test(`${POINTS} points of SIGKILL in acquire and release`, { timeout: 300000 }, 
     await env.destroy(next);
     await worker.close();
   }
-  t.diagnostic(`${done} kills: ${left} VMs were there afterwards, ${known} known to the host, ${unknown} to nobody; none is left`);
+  const figures = `${done} kills, half of them in acquire, half in release: ${left} VMs were there afterwards, ${unknown} of them unknown to the host; ` +
+    'after its next call none was left.';
+  t.diagnostic(figures);
   assert.ok(unknown > 0, 'the points never hit a VM that nobody knew: the test proves nothing');
   assert.deepEqual(await lobby.vms(), []);
+  if (process.env.EXEDEV_WRITE_DOCS) {
+    const doc = join(root, 'docs/faults.md');
+    const [faults] = (await readFile(doc, 'utf8')).split(/^(?=## Killed)/m);
+    await writeFile(doc, `${faults}## Killed\n\nThe worker ended with SIGKILL at random points, printed by \`tests/e2e/faults_kill.test.mjs\`. ${figures}\n`);
+  }
 });
 
 test('a live worker\'s lease is not taken for a leftover by another with the same state folder', async () => {

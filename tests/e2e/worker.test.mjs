@@ -223,6 +223,13 @@ test('names: our own earlier attempt is adopted, a stranger is left alone', with
   const resumed = await env.resume({ providerLeaseId: name, metadata: {} });
   assert.equal(resumed.providerLeaseId, null, 'a stranger under the lease\'s name is not entered');
   await lobby.exec(`rm ${name}`);
+
+  // The journal knows a name that by now is another's.
+  const mine = await env.acquire();
+  await lobby.exec(`rm ${mine.providerLeaseId}`);
+  await lobby.exec(`new --json --name=${mine.providerLeaseId}`);
+  await assert.rejects(env.destroy(mine), /does not carry the tag/);
+  await lobby.exec(`rm ${mine.providerLeaseId}`);
 }));
 
 test('two runs whose short names collide do not share a VM', withWorker(async (w) => {
