@@ -3,6 +3,7 @@ import { execFile, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { request } from 'node:http';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -20,6 +21,12 @@ export async function until(what, text, ms = 30000) {
     await sleep(20);
   }
 }
+
+// Free, and among those that exe.dev's proxy passes.
+export const freePort = () => new Promise((resolve) => {
+  const s = createServer().listen(3000 + Math.floor(Math.random() * 6999), '127.0.0.1', () => { const { port } = s.address(); s.close(() => resolve(port)); });
+  s.on('error', () => resolve(freePort()));
+});
 
 // Runs a program to its end: {code, signal, stdout, stderr}.
 export const run = (file, args, { input, ...options } = {}) => new Promise((resolve) => {

@@ -3,53 +3,17 @@ import { test, before, after } from 'node:test';
 import assert from 'node:assert/strict';
 import { request } from 'node:https';
 import { connect } from 'node:tls';
-import { createServer } from 'node:net';
 import { readFile } from 'node:fs/promises';
-import { mint, startLobby, until } from './lobby_lib.mjs';
+import { join } from 'node:path';
+import { freePort, mint, root, startLobby, until } from './lobby_lib.mjs';
 
-// An HTTP server that says what it got, and echoes after an upgrade. Node is not promised on a VM, python3 is on any machine that builds this.
-const server = (port, address) => `cat > s.py <<'END'
-import socket, sys, threading
-def serve(c):
-    data = b''
-    while b'\\r\\n\\r\\n' not in data:
-        part = c.recv(65536)
-        if not part: return
-        data += part
-    head, body = data.split(b'\\r\\n\\r\\n', 1)
-    if b'upgrade: websocket' in head.lower():
-        c.sendall(b'HTTP/1.1 101 Switching Protocols\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n\\r\\n' + body)
-        while True:
-            part = c.recv(65536)
-            if not part: break
-            c.sendall(part)
-    else:
-        length = 0
-        for line in head.split(b'\\r\\n'):
-            if line.lower().startswith(b'content-length:'): length = int(line.split(b':')[1])
-        while len(body) < length: body += c.recv(65536)
-        c.settimeout(0.3)
-        try: body += c.recv(65536)
-        except OSError: pass
-        out = str(s.getsockname()[1]).encode() + b'|' + head + b'|' + (body if len(body) < 1000 else str(len(body)).encode())
-        c.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Type: text/plain\\r\\nContent-Length: ' + str(len(out)).encode() + b'\\r\\n\\r\\n' + out)
-    c.close()
-s = socket.socket()
-s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-s.bind((sys.argv[2], int(sys.argv[1])))
-s.listen(50)
-while True: threading.Thread(target=serve, args=(s.accept()[0],), daemon=True).start()
-END
-nohup python3 s.py ${port} ${address} >/dev/null 2>&1 &`;
-
-const free = () => new Promise((resolve) => {
-  const s = createServer().listen(3000 + Math.floor(Math.random() * 6999), '127.0.0.1', () => { const { port } = s.address(); s.close(() => resolve(port)); });
-  s.on('error', () => resolve(free()));
-});
+// Node is not promised on a VM, python3 is on any machine that builds this.
+const source = await readFile(join(root, 'tests/e2e/fixtures/echo_server.py'), 'utf8');
+const server = (port, address) => `cat > s.py <<'END'\n${source}END\nnohup python3 s.py ${port} ${address} >/dev/null 2>&1 &`;
 
 let lobby, vm, ca, token, main, further, web;
 before(async () => {
-  [main, further] = [await free(), await free()];
+  [main, further] = [await freePort(), await freePort()];
   lobby = await startLobby(['--proxy', '127.0.0.1:0', '--proxy-port', String(further)]);
   ca = await readFile(lobby.told.caFile);
   vm = await lobby.exec('new --name=web');
@@ -90,7 +54,7 @@ test('by name, by the Host field\'s port, by a further port', async () => {
   assert.ok((await get({ port: further })).text.startsWith(`${further}|`));
   assert.equal((await get({ ...at, headers: { Host: 'other.exe.xyz' } })).status, 401, 'the token is for another VM');
   assert.equal((await get({ ...at, headers: { Host: 'example.com' } })).status, 404);
-  const nobody = await get({ ...at, headers: { Host: `web.exe.xyz:${await free()}` } });
+  const nobody = await get({ ...at, headers: { Host: `web.exe.xyz:${await freePort()}` } });
   assert.equal(nobody.status, 502);
   assert.match(nobody.text, /nothing listens on port/);
 });

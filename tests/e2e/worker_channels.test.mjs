@@ -3,9 +3,12 @@ import { test, before, after } from 'node:test';
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { randomBytes, randomUUID } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { request } from 'node:https';
 import { join } from 'node:path';
 import { encodeChannelBytes, decodeChannelBytes } from '@paperclipai/plugin-sdk/protocol';
-import { startLobby, startWorker, until, build, token } from './worker_lib.mjs';
+import { root, startLobby, startWorker, until, build, token } from './worker_lib.mjs';
+import { freePort } from './lobby_lib.mjs';
 
 let lobby;
 before(async () => { lobby = await startLobby(); });
@@ -215,3 +218,44 @@ test('the runner ingress: a fresh, short-lived VM token on each call', withLease
   await assert.rejects(ask({ port: 22 }), /3000 to 9999/);
   await assert.rejects(ask({ path: '/a?b=c' }), /path/);
 }));
+
+test('the runner ingress, gone through: TLS, the token, a WebSocket to a server on the VM', async () => {
+  const port = await freePort();
+  const lobby = await startLobby(['--proxy', '127.0.0.1:0', '--proxy-port', String(port)]);
+  const worker = await startWorker({ binary: true });
+  try {
+    const ca = await readFile(lobby.caFile);
+    const env = worker.env(lobby.config());
+    const lease = await env.acquire({ runId: randomUUID() });
+    const source = await readFile(join(root, 'tests/e2e/fixtures/echo_server.py'), 'utf8');
+    const started = await env.sh(lease, `cat > s.py <<'END'\n${source}END\nnohup python3 s.py ${port} 127.0.0.1 >/dev/null 2>&1 &`);
+    assert.equal(started.exitCode, 0, started.stderr);
+    const ask = () => worker.call('environmentRunnerIngressEndpoint', { ...env.base, lease, port, path: '/runner/ws' });
+    const upgrade = (endpoint, headers) => new Promise((resolve, reject) => {
+      const url = new URL(endpoint.websocketUrl);
+      const req = request({ host: url.hostname, port: url.port, path: url.pathname, ca, agent: false,
+        headers: { Connection: 'Upgrade', Upgrade: 'websocket', ...headers } }, (res) => { res.resume(); resolve({ status: res.statusCode }); });
+      req.on('upgrade', (res, socket) => resolve({ status: res.statusCode, socket })).on('error', reject).end();
+    });
+    const endpoint = await ask();
+    const secret = Object.fromEntries(endpoint.secretHeaders.map((h) => [h.name, h.value]));
+    const { socket } = await until(async () => { const r = await upgrade(endpoint, secret); return r.status === 101 && r; }, 'the server on the VM answers');
+    const sent = randomBytes(300000);
+    const got = new Promise((resolve, reject) => {
+      const parts = [];
+      let n = 0;
+      socket.on('data', (d) => { parts.push(d); if ((n += d.length) >= sent.length) resolve(Buffer.concat(parts)); }).on('error', reject);
+    });
+    socket.write(sent);
+    assert.ok(sent.equals(await got));
+    socket.destroy();
+    assert.equal((await upgrade(endpoint, {})).status, 401, 'without the token');
+    const other = await env.acquire({ runId: randomUUID() });
+    const theirs = await worker.call('environmentRunnerIngressEndpoint', { ...env.base, lease: other, port, path: '/runner/ws' });
+    assert.equal((await upgrade(endpoint, Object.fromEntries(theirs.secretHeaders.map((h) => [h.name, h.value])))).status, 401, 'with that of another VM');
+    await Promise.all([env.destroy(lease), env.destroy(other)]);
+  } finally {
+    await worker.close();
+    await lobby.close();
+  }
+});
