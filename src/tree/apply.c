@@ -98,6 +98,11 @@ static bool clear_way(struct receiver *r, struct level *in, const char *name, st
         return error_set(
             err, ERR_EXISTS,
             "`%s` is a folder at the target, and not empty: to replace it, allow deletion", at(r));
+    if (delete_would_spare(r, in->fd, name))
+        return error_set(err, ERR_EXISTS,
+                         "`%s` is a folder at the target with excluded entries, which are not "
+                         "deleted: move it away, or exclude less",
+                         at(r));
     r->stats->deleted++;
     return tree_remove_at(in->fd, name, err) || error_prefix(err, "replace `%s`", at(r));
 }
@@ -201,34 +206,6 @@ bool apply_dir(struct receiver *r, const char *name, const struct meta *m, struc
     return true;
 }
 
-static bool remove_others(struct receiver *r, struct level *l, struct error *err)
-{
-    struct entries e;
-    bool ok = true;
-
-    entries_init(&e, l->fd, 32768);
-    cleanup_free unsigned char *data = e.data;
-    entries_restart(&e);
-    for (const char *name; ok && (name = entries_next(&e));) {
-        if (names_has(&l->seen, name, strlen(name), r->key))
-            continue;
-        if (r->place.work_name[0] && r->depth == 1 && strcmp(name, r->place.work_name) == 0)
-            continue;
-        r->path.len = l->path_len;
-        buf_putc(&r->path, '/');
-        buf_puts(&r->path, name);
-        if (tree_excluded(r->target->exclude, r->target->n_exclude, at(r)))
-            continue;
-        if (!r->opts->dry_run && !tree_remove_at(l->fd, name, err))
-            return error_prefix(err, "delete `%s`, which the source does not have", at(r));
-        r->stats->deleted++;
-        ok = receiver_note(r, TREE_DELETED, at(r), err);
-    }
-    r->path.len = l->path_len;
-    r->path.data[r->path.len] = 0;
-    return ok;
-}
-
 bool apply_leave(struct receiver *r, struct error *err)
 {
     struct level *l = top(r);
@@ -239,7 +216,7 @@ bool apply_leave(struct receiver *r, struct error *err)
                          receiver_peer(r));
     r->path.len = l->path_len;
     r->path.data[r->path.len] = 0;
-    if (r->target->remove && !l->fresh && l->fd >= 0 && !remove_others(r, l, err))
+    if (r->target->remove && !l->fresh && l->fd >= 0 && !delete_others(r, l, err))
         return false;
     if (r->depth == 1) {
         r->root_meta = l->meta;

@@ -1,5 +1,5 @@
 /* The receiver's parts among themselves: receive.c reads records, apply.c carries them out,
- * compare.c answers offers. */
+ * delete.c takes away what the source lacks, compare.c answers offers. */
 #ifndef TREE_RECEIVER_H
 #define TREE_RECEIVER_H
 
@@ -85,6 +85,11 @@ bool apply_hardlink(struct receiver *r, const char *name, uint32_t link, bool la
 bool apply_commit(struct receiver *r, struct error *err);
 /* Closes what is open, removes what is unfinished. */
 void apply_abort(struct receiver *r);
+
+/* Deletes what is in the folder and did not come, but for the excluded. */
+bool delete_others(struct receiver *r, struct level *l, struct error *err);
+/* Is there an excluded entry below the folder dirfd/name, whose path is r->path? */
+bool delete_would_spare(struct receiver *r, int dirfd, const char *name);
 
 bool compare_dir(struct receiver *r, const char *name, struct error *err);
 bool compare_leave(struct receiver *r, struct error *err);

@@ -43,11 +43,6 @@ static int teardown(void **state)
     return 0;
 }
 
-static char *below(const char *dir, const char *name)
-{
-    return xasprintf("%s/%s", dir, name);
-}
-
 static void there_and_back(void **state)
 {
     (void)state;

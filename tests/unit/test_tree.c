@@ -18,11 +18,6 @@
 #include "base/cleanup.h"
 #include "tree_help.h"
 
-static char *below(const char *dir, const char *name)
-{
-    return xasprintf("%s/%s", dir, name);
-}
-
 static void put(const char *dir, const char *name, const char *text)
 {
     cleanup_free char *path = below(dir, name);
@@ -30,86 +25,6 @@ static void put(const char *dir, const char *name, const char *text)
 
     assert_non_null(f);
     fputs(text, f);
-}
-
-static void must(struct run *r, const char *what, uint64_t seed)
-{
-    if (!r->ok || !r->send_ok)
-        fail_msg("%s, seed %llu: receiver: %s; sender: %s", what, (unsigned long long)seed,
-                 r->ok ? "ok" : r->err.msg, r->send_ok ? "ok" : r->send_err.msg);
-}
-
-static void must_equal(const char *a, const char *b, const char *what, uint64_t seed)
-{
-    char *diff = tree_differ(a, b);
-
-    if (diff)
-        fail_msg("%s, seed %llu: %s", what, (unsigned long long)seed, diff);
-}
-
-/* Thousands of trees, each through every way of placing it. */
-static void trees_survive(void **state)
-{
-    (void)state;
-    for (uint64_t first = 1; first <= 600; first++) {
-        uint64_t seed = first;
-        cleanup_free char *dir = scratch(), *src = below(dir, "src"), *dst = below(dir, "dst"),
-                          *old = below(dir, "old");
-        struct tree_source s = {.path = src};
-        struct tree_target t = {.path = dst, .mode = -1};
-        tree_generate(src, &seed, 3 + random_below(&seed, 25));
-
-        struct run a = {.cut_after = -1, .opts = {.keep_special = true, .totals = true}};
-        run_transfer(&a, &s, &t, 1);
-        must(&a, "new", first);
-        must_equal(src, dst, "new", first);
-        assert_int_equal(a.sent.total_entries, a.sent.entries);
-        assert_int_equal(a.got.total_bytes, a.got.bytes);
-
-        /* Nothing changed: nothing travels. */
-        struct run b = {.cut_after = -1, .opts = {.keep_special = true, .update = true}};
-        t.placement = TREE_MERGE;
-        run_transfer(&b, &s, &t, 1);
-        must(&b, "unchanged", first);
-        must_equal(src, dst, "unchanged", first);
-        assert_int_equal(b.sent.files, 0);
-
-        /* Into an altered tree, deleting what is too much: by size and time, and by content. */
-        tree_alter(dst, &seed);
-        struct run c = {
-            .cut_after = -1,
-            .opts = {.keep_special = true, .update = true, .checksum = random_below(&seed, 2)}};
-        t.remove = true;
-        run_transfer(&c, &s, &t, 1);
-        must(&c, "update", first);
-        chmod(dst, 0750);
-        must_equal(src, dst, "update", first);
-
-        /* Staged and swapped, unchanged files taken over from the old tree. */
-        tree_alter(dst, &seed);
-        struct run d = {.cut_after = -1,
-                        .opts = {.keep_special = true, .update = random_below(&seed, 2)}};
-        t.remove = false;
-        t.placement = TREE_REPLACE;
-        run_transfer(&d, &s, &t, 1);
-        must(&d, "replace", first);
-        must_equal(src, dst, "replace", first);
-
-        /* Over another whole tree without deletion: every entry of the source is there after. */
-        tree_generate(old, &seed, 10);
-        t = (struct tree_target){.path = old, .mode = -1, .placement = TREE_MERGE};
-        struct run e = {.cut_after = -1, .opts = {.keep_special = true}};
-        run_transfer(&e, &s, &t, 1);
-        if (!e.ok)
-            assert_int_equal(e.err.code, ERR_EXISTS); /* a full folder where a file should go */
-        assert_int_equal(leftovers(dir), 0);
-        run_end(&a);
-        run_end(&b);
-        run_end(&c);
-        run_end(&d);
-        run_end(&e);
-        assert_true(tree_remove_at(AT_FDCWD, dir, NULL));
-    }
 }
 
 static void special_bits_stay_behind(void **state)
@@ -398,7 +313,6 @@ static void memory_is_bounded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(trees_survive),
         cmocka_unit_test(special_bits_stay_behind),
         cmocka_unit_test(files_are_placed_whole),
         cmocka_unit_test(mappings_go_in_order),

@@ -21,11 +21,6 @@
 #include "tree/hash.h"
 #include "tree_help.h"
 
-static char *below(const char *dir, const char *name)
-{
-    return xasprintf("%s/%s", dir, name);
-}
-
 /* ---- streams by hand ---- */
 
 static size_t open_at;

@@ -1,5 +1,10 @@
 #include "tree_help.h"
 
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -54,6 +59,11 @@ void scratch_end(void)
     base = NULL;
 }
 
+char *below(const char *dir, const char *name)
+{
+    return xasprintf("%s/%s", dir, name);
+}
+
 static char *make_name(uint64_t *seed)
 {
     static const char *const odd[] = {"-rf",      "--exclude=x", "a b",     "a\nb",     "'",
@@ -92,14 +102,16 @@ static void make_content(int fd, uint64_t *seed)
     static const unsigned sizes[] = {0, 1, 100, 4096, 65535, 65536, 262144, 262145, 300000};
     unsigned pick = random_below(seed, 30),
              size = pick < 9 ? sizes[pick] : random_below(seed, 2000);
-    cleanup_free char *data = xmalloc(size + 1);
+    cleanup_free char *data = xmalloc(size + 8);
 
-    for (unsigned i = 0; i < size; i++)
-        data[i] = (char)random_next(seed);
+    for (unsigned i = 0; i < size; i += 8) {
+        uint64_t v = random_next(seed);
+        memcpy(data + i, &v, 8);
+    }
     if (pick == 9) { /* holes before, between, after */
-        if (pwrite(fd, data, size, 1 << 20) < 0 || pwrite(fd, data, size, 3 << 20) < 0)
+        if (pwrite(fd, data, size, 1 << 18) < 0 || pwrite(fd, data, size, 3 << 18) < 0)
             abort();
-        if (ftruncate(fd, random_below(seed, 2) ? 5 << 20 : (3 << 20) + (off_t)size) < 0)
+        if (ftruncate(fd, random_below(seed, 2) ? 5 << 18 : (3 << 18) + (off_t)size) < 0)
             abort();
     } else if (pwrite(fd, data, size, 0) != (ssize_t)size) {
         abort();
@@ -173,7 +185,91 @@ void tree_generate(const char *path, uint64_t *seed, unsigned n)
     set_time(AT_FDCWD, path, seed);
 }
 
-static void alter(int fd, uint64_t *seed)
+static void touch(int fd, const char *name)
+{
+    close(openat(fd, name, O_WRONLY | O_CREAT, 0600));
+}
+
+static void set_back(int fd, const char *name, const struct stat *st)
+{
+    const struct timespec t[2] = {st->st_atim, st->st_mtim};
+
+    if (utimensat(fd, name, t, AT_SYMLINK_NOFOLLOW) < 0)
+        abort();
+}
+
+/* A file with one name more becomes one of its own, equal in everything. */
+static void split_link(int fd, const char *name, const struct stat *st)
+{
+    cleanup_free char *data = xmalloc((size_t)st->st_size + 1);
+    cleanup_fd int from = openat(fd, name, O_RDONLY);
+    if (from < 0 || read(from, data, (size_t)st->st_size) != st->st_size ||
+        unlinkat(fd, name, 0) < 0)
+        abort();
+    cleanup_fd int to = openat(fd, name, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    if (to < 0 || write(to, data, (size_t)st->st_size) != st->st_size ||
+        fchmod(to, st->st_mode & 07777) < 0)
+        abort();
+    set_back(fd, name, st);
+}
+
+struct sly {
+    bool on, content, full, more;
+};
+
+static void alter_file(int fd, const char *name, const struct stat *st, struct sly sly,
+                       uint64_t *seed)
+{
+    cleanup_fd int file = -1;
+    struct stat changed = *st;
+
+    switch (random_below(seed, sly.content ? 6 : 5)) {
+    case 0: /* longer */
+        file = openat(fd, name, O_WRONLY);
+        if (file >= 0 && pwrite(file, "changed", 7, st->st_size) != 7)
+            abort();
+        break;
+    case 1: /* another time, by nanoseconds or by more */
+        changed.st_mtim.tv_nsec ^= 1;
+        changed.st_mtim.tv_sec += random_below(seed, 2) * 1000;
+        set_back(fd, name, &changed);
+        break;
+    case 2:
+        if (st->st_nlink > 1 && st->st_size <= 300000 && !sly.more)
+            split_link(fd, name, st);
+        break;
+    case 3: { /* a name more, outside of the source */
+        cleanup_free char *more = xasprintf("more\xfe%u", random_below(seed, 1000));
+        if ((!sly.on || (sly.more && st->st_nlink == 1)) && linkat(fd, name, fd, more, 0) < 0 &&
+            errno != EEXIST)
+            abort();
+        break;
+    }
+    case 4: /* shorter */
+        file = openat(fd, name, O_WRONLY);
+        if (file < 0 || ftruncate(file, st->st_size / 2) < 0)
+            abort();
+        break;
+    default: /* other content that size and time do not show */
+        file = openat(fd, name, O_WRONLY);
+        if (file < 0 || (st->st_size && pwrite(file, "\xaa", 1, st->st_size / 2) != 1))
+            abort();
+        set_back(fd, name, st);
+    }
+}
+
+static void another_kind(int fd, const char *name, const struct stat *st, bool full)
+{
+    tree_remove_at(fd, name, NULL);
+    if (S_ISDIR(st->st_mode)) {
+        touch(fd, name);
+    } else if (mkdirat(fd, name, 0700) == 0 && full) {
+        cleanup_fd int sub = openat(fd, name, O_RDONLY | O_DIRECTORY);
+        touch(sub, "inside");
+    }
+}
+
+static void alter(int fd, struct sly sly, uint64_t *seed)
 {
     DIR *d = fdopendir(fd);
     char *names[512];
@@ -185,33 +281,37 @@ static void alter(int fd, uint64_t *seed)
     }
     for (unsigned i = 0; i < n; i++) {
         struct stat st;
-        unsigned what = random_below(seed, 6);
+        unsigned what = random_below(seed, 8);
         if (fstatat(fd, names[i], &st, AT_SYMLINK_NOFOLLOW) < 0)
             abort();
         if (what == 0) {
             tree_remove_at(fd, names[i], NULL);
-        } else if (what == 1) { /* another kind of thing by that name */
-            tree_remove_at(fd, names[i], NULL);
-            if (S_ISDIR(st.st_mode)) {
-                close(openat(fd, names[i], O_WRONLY | O_CREAT, 0600));
-            } else if (mkdirat(fd, names[i], 0700) == 0) {
-                cleanup_fd int sub = openat(fd, names[i], O_RDONLY | O_DIRECTORY);
-                close(openat(sub, "inside", O_WRONLY | O_CREAT, 0600));
-            }
-        } else if (what == 2 && S_ISREG(st.st_mode)) {
-            cleanup_fd int file = openat(fd, names[i], O_WRONLY);
-            if (file >= 0 && (pwrite(file, "changed", 7, st.st_size) != 7))
+        } else if (what == 1) {
+            another_kind(fd, names[i], &st, !sly.on || sly.full);
+        } else if (what < 4 && S_ISREG(st.st_mode)) {
+            alter_file(fd, names[i], &st, sly, seed);
+        } else if (what == 2 && S_ISLNK(st.st_mode)) {
+            if (unlinkat(fd, names[i], 0) < 0 || symlinkat("elsewhere", fd, names[i]) < 0)
                 abort();
-        } else if (what == 3 && !S_ISLNK(st.st_mode)) {
+        } else if (what == 4 && !S_ISLNK(st.st_mode)) {
             if (fchmodat(fd, names[i], (st.st_mode & 0700) | 0500, 0) < 0)
                 abort();
         } else if (S_ISDIR(st.st_mode)) {
             int sub = openat(fd, names[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
             fchmod(sub, 0700);
-            alter(sub, seed);
+            alter(sub, sly, seed);
         }
     }
-    close(openat(fd, "only here", O_WRONLY | O_CREAT, 0600));
+    touch(fd, "only here");
+    if (sly.on) {
+        touch(fd, "x.keep");
+        if (mkdirat(fd, "folder only here", 0700) == 0) {
+            cleanup_fd int sub = openat(fd, "folder only here", O_RDONLY | O_DIRECTORY);
+            touch(sub, "\xff\n");
+            if (random_below(seed, 2))
+                touch(sub, "y.keep");
+        }
+    }
     while (n)
         free(names[--n]);
     closedir(d);
@@ -219,7 +319,25 @@ static void alter(int fd, uint64_t *seed)
 
 void tree_alter(const char *path, uint64_t *seed)
 {
-    alter(open(path, O_RDONLY | O_DIRECTORY), seed);
+    alter(open(path, O_RDONLY | O_DIRECTORY), (struct sly){0}, seed);
+}
+
+void tree_alter_slyly(const char *path, bool content, bool full, uint64_t *seed)
+{
+    alter(open(path, O_RDONLY | O_DIRECTORY),
+          (struct sly){true, content, full, random_below(seed, 2)}, seed);
+}
+
+void seed_range(const char *variable, uint64_t *first, uint64_t *last)
+{
+    unsigned long long a, b;
+    const char *value = getenv(variable);
+    int n = value ? sscanf(value, "%llu-%llu", &a, &b) : 0;
+
+    if (n >= 1) {
+        *first = a;
+        *last = n == 2 ? b : a;
+    }
 }
 
 struct pairs {
@@ -229,12 +347,20 @@ struct pairs {
 
 static bool same_bytes(int a, const char *an, int b, const char *bn, off_t size)
 {
+    enum { PIECE = 65536 };
+    char da[PIECE], db[PIECE];
     cleanup_fd int fa = openat(a, an, O_RDONLY | O_NOFOLLOW),
                    fb = openat(b, bn, O_RDONLY | O_NOFOLLOW);
-    cleanup_free char *da = xmalloc((size_t)size + 1), *db = xmalloc((size_t)size + 1);
 
-    return fa >= 0 && fb >= 0 && read(fa, da, (size_t)size + 1) == size &&
-           read(fb, db, (size_t)size + 1) == size && memcmp(da, db, (size_t)size) == 0;
+    if (fa < 0 || fb < 0)
+        return false;
+    for (off_t at = 0; at < size;) {
+        ssize_t n = pread(fa, da, sizeof da, at);
+        if (n <= 0 || pread(fb, db, (size_t)n, at) != n || memcmp(da, db, (size_t)n) != 0)
+            return false;
+        at += n;
+    }
+    return true;
 }
 
 static char *differ(int a, int b, const char *an, const char *bn, const char *path, mode_t mask,
@@ -401,6 +527,21 @@ void run_transfer(struct run *r, const struct tree_source *s, const struct tree_
     close(forth[0]);
     close(back[1]);
     pthread_join(thread, NULL);
+}
+
+void must(struct run *r, const char *what, uint64_t seed)
+{
+    if (!r->ok || !r->send_ok)
+        fail_msg("%s, seed %llu: receiver: %s; sender: %s", what, (unsigned long long)seed,
+                 r->ok ? "ok" : r->err.msg, r->send_ok ? "ok" : r->send_err.msg);
+}
+
+void must_equal(const char *a, const char *b, const char *what, uint64_t seed)
+{
+    char *diff = tree_differ(a, b);
+
+    if (diff)
+        fail_msg("%s, seed %llu: %s", what, (unsigned long long)seed, diff);
 }
 
 void run_end(struct run *r)

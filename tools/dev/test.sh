@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # ./dev test: what CI runs.
-need clang libclang-rt-14-dev qemu-user-static busybox-static dash fish tcsh zsh # what unit tests try the helper with
+need clang libclang-rt-14-dev qemu-user-static busybox-static dash fish tcsh zsh rsync # what unit tests try the helper with
 source tools/dev/build.sh
 source tools/dev/lint.sh
 
