@@ -223,6 +223,8 @@ static void alter_file(int fd, const char *name, const struct stat *st, struct s
     cleanup_fd int file = -1;
     struct stat changed = *st;
 
+    if (fchmodat(fd, name, st->st_mode | 0200, 0) < 0)
+        abort();
     switch (random_below(seed, sly.content ? 6 : 5)) {
     case 0: /* longer */
         file = openat(fd, name, O_WRONLY);
@@ -256,6 +258,8 @@ static void alter_file(int fd, const char *name, const struct stat *st, struct s
             abort();
         set_back(fd, name, st);
     }
+    if (fchmodat(fd, name, st->st_mode & 07777, 0) < 0)
+        abort();
 }
 
 static void another_kind(int fd, const char *name, const struct stat *st, bool full)
