@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
@@ -39,11 +40,31 @@ void progress_free(struct progress *p)
     free(p);
 }
 
+static size_t columns(void)
+{
+    struct winsize ws;
+
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col ? ws.ws_col : 80;
+}
+
 void progress_quiet(struct progress *p)
 {
     if (p->shown)
         fputs("\r\033[K", stderr);
     p->shown = false;
+}
+
+/* A line that wraps could not be taken off again. */
+static void show(struct progress *p, const char *line)
+{
+    size_t n = strlen(line), width = columns();
+
+    if (n >= width)
+        n = width - 1;
+    progress_quiet(p);
+    fprintf(stderr, "%.*s", (int)n, line);
+    fflush(stderr);
+    p->shown = true;
 }
 
 void progress_begin(struct progress *p, const char *step, const char *text)
@@ -55,10 +76,8 @@ void progress_begin(struct progress *p, const char *step, const char *text)
     p->since = now_ms();
     if (!p->terminal)
         return;
-    progress_quiet(p);
-    fprintf(stderr, "          %-8s %s ...", step, text);
-    fflush(stderr);
-    p->shown = true;
+    cleanup_free char *line = xasprintf("          %-8s %s ...", step, text);
+    show(p, line);
 }
 
 void progress_step(struct progress *p, const char *step, const char *text, long long ms, bool ok)
@@ -78,28 +97,45 @@ void progress_step(struct progress *p, const char *step, const char *text, long 
             (double)ms / 1000, p->color ? "\033[0m" : "", step, text);
 }
 
-void progress_transfer(uint64_t done, uint64_t total, void *arg)
+/* As much as fits into the width, from the percentage on. */
+static char *fit(const char *step, int percent, const char *bytes, const char *rate,
+                 const char *left, int width)
+{
+    enum { MOST = 24, LEAST = 8 };
+    static const char bar[] = "########################";
+    cleanup_free char *text = xasprintf("%3d%%  %s  %s/s  %s left", percent, bytes, rate, left),
+                      *shorter = xasprintf("%d%%  %s/s  %s left", percent, rate, left);
+    int head = (int)strlen("          12345678 [] "), room = width - 1 - head - (int)strlen(text);
+
+    if (room >= LEAST) {
+        room = room < MOST ? room : MOST;
+        int full = percent * room / 100;
+        return xasprintf("          %-8s [%.*s%*s] %s", step, full, bar, room - full, "", text);
+    }
+    if (width > (int)(strlen(step) + 1 + strlen(text)))
+        return xasprintf("%s %s", step, text);
+    if (width > (int)strlen(shorter))
+        return steal_ptr(shorter);
+    return xasprintf("%d%%", percent);
+}
+
+void progress_transfer(uint64_t moved, uint64_t done, uint64_t total, void *arg)
 {
     struct progress *p = arg;
     int64_t now = now_ms(), took = now - p->since;
 
-    if (!p->terminal || !p->step || now - p->last < 100)
+    if (!p->terminal || !p->step || !done || now - p->last < 100)
         return;
     p->last = now;
-    cleanup_free char *bytes = text_bytes(done);
-    cleanup_free char *rate = text_bytes(took ? done * 1000 / (uint64_t)took : 0);
-    progress_quiet(p);
-    fprintf(stderr, "          %-8s ", p->step);
+    cleanup_free char *bytes = text_bytes(moved), *line = NULL;
+    cleanup_free char *rate = text_bytes(took ? moved * 1000 / (uint64_t)took : 0);
     if (total && done <= total) {
-        enum { WIDTH = 24 };
-        int full = (int)(done * WIDTH / total);
-        cleanup_free char *left = text_duration_ms(
-            done ? (int64_t)((double)took * (double)(total - done) / (double)done) : 0);
-        fprintf(stderr, "[%.*s%*s] ", full, "########################", WIDTH - full, "");
-        fprintf(stderr, "%3d%%  %s  %s/s  %s left", (int)(done * 100 / total), bytes, rate, left);
+        cleanup_free char *left =
+            text_duration_ms((int64_t)((double)took * (double)(total - done) / (double)done));
+        int percent = (int)((double)done * 100 / (double)total);
+        line = fit(p->step, percent, bytes, rate, left, (int)columns());
     } else {
-        fprintf(stderr, "%s  %s/s", bytes, rate);
+        line = xasprintf("          %-8s %s  %s/s", p->step, bytes, rate);
     }
-    fflush(stderr);
-    p->shown = true;
+    show(p, line);
 }

@@ -16,7 +16,7 @@ void progress_begin(struct progress *p, const char *step, const char *text);
 /* Takes the running step off the terminal, for output of others. */
 void progress_quiet(struct progress *p);
 void progress_step(struct progress *p, const char *step, const char *text, long long ms, bool ok);
-/* For transfer_opts.progress: done and total in bytes; total 0: unknown. */
-void progress_transfer(uint64_t done, uint64_t total, void *arg);
+/* For transfer_opts.progress. */
+void progress_transfer(uint64_t moved, uint64_t done, uint64_t total, void *arg);
 
 #endif

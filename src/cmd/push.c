@@ -27,7 +27,8 @@ struct copy {
     struct transfer_item *items;
     size_t n;
     struct progress *progress;
-    json_t *listed; /* --json with --dry-run: what would be done */
+    json_t *listed;  /* --json with --dry-run: what would be done */
+    int interrupted; /* the signal that stopped it */
 };
 
 /* "VM:PATH"; NULL for a path of this machine. As with scp a slash before the colon makes it local.
@@ -139,19 +140,21 @@ static void on_entry(enum tree_note note, const char *path, void *arg)
         return;
     }
     if (note == TREE_ENTRY || note == TREE_DELETED) {
-        if (!c->json && !c->quiet)
+        if (!c->json && !c->quiet) {
+            progress_quiet(c->progress);
             printf("%s %s\n", word, shown.data);
+        }
         return;
     }
     progress_quiet(c->progress);
     fprintf(stderr, "exedev %s: %s: %s\n", cmd_name, shown.data, word);
 }
 
-static void on_progress(uint64_t done, uint64_t total, void *arg)
+static void on_progress(uint64_t moved, uint64_t done, uint64_t total, void *arg)
 {
     struct copy *c = arg;
 
-    progress_transfer(done, total, c->progress);
+    progress_transfer(moved, done, total, c->progress);
 }
 
 static void summary(struct copy *c, const struct transfer_stats *s, int64_t ms)
@@ -203,8 +206,10 @@ static void *take_interrupts(void *arg)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
     sigaddset(&set, SIGUSR1);
-    while (sigwait(&set, &sig) == 0 && sig != SIGUSR1)
+    while (sigwait(&set, &sig) == 0 && sig != SIGUSR1) {
+        c->interrupted = sig;
         cancel_fire(c->opts.cancel);
+    }
     return NULL;
 }
 
@@ -248,7 +253,9 @@ static int run_copy(struct copy *c)
     if (c->json && c->opts.dry_run)
         c->listed = json_array();
     c->opts.entry = on_entry;
-    c->opts.progress = !c->quiet && !c->json && isatty(STDERR_FILENO) ? on_progress : NULL;
+    /* Where every entry is listed, a bar between the lines would tell nothing. */
+    bool bar = !c->quiet && !c->json && !c->opts.dry_run && isatty(STDERR_FILENO);
+    c->opts.progress = bar ? on_progress : NULL;
     c->opts.progress_arg = c;
     c->opts.merge = !c->replace;
     int sys = pthread_create(&thread, NULL, take_interrupts, c);
@@ -258,7 +265,13 @@ static int run_copy(struct copy *c)
     pthread_kill(thread, SIGUSR1);
     pthread_join(thread, NULL);
     link_close_all(2000);
-    int status = ok ? EXIT_OK : cmd_fail_err(&err);
+    int status = EXIT_OK;
+    if (!ok && c->interrupted)
+        status = cmd_fail(128 + c->interrupted,
+                          "interrupted: each file is as it was before or whole, nothing unfinished "
+                          "is left");
+    else if (!ok)
+        status = cmd_fail_err(&err);
     progress_free(c->progress);
     json_decref(c->listed);
     cancel_unref(c->opts.cancel);

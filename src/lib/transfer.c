@@ -112,7 +112,7 @@ static void on_progress(void *arg, enum tree_note note, const char *path,
     if (path && o->entry)
         o->entry(note, path, o->progress_arg);
     if (o->progress)
-        o->progress(now->bytes, now->total_bytes, o->progress_arg);
+        o->progress(now->bytes, now->bytes + now->same_bytes, now->total_bytes, o->progress_arg);
 }
 
 static struct tree_opts tree_opts_of(const struct transfer_opts *o)

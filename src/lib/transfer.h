@@ -36,9 +36,9 @@ struct transfer_opts {
     struct tree_limits limits; /* of what a VM may send; 0: defaults */
     int64_t timeout_ms;        /* 0: none */
     struct cancel *cancel;
-    /* done and total bytes (total 0: not known yet). Counting first costs one walk of the source.
-     */
-    void (*progress)(uint64_t done, uint64_t total, void *progress_arg);
+    /* Bytes that were moved, those and what the target had already, and all there are (0: not known
+     * yet). Counting them first costs one walk of the source. */
+    void (*progress)(uint64_t moved, uint64_t done, uint64_t total, void *progress_arg);
     /* Each entry as it goes, and what was left out or deleted (at most the first hundred of those);
      * path as in ./a/b, its bytes unchecked: make it visible before printing. */
     void (*entry)(enum tree_note note, const char *path, void *progress_arg);

@@ -380,6 +380,7 @@ bool apply_same(struct receiver *r, const char *name, const struct meta *m, uint
         return false;
     want.mode = receiver_mode(r, m->mode, !*name);
     r->stats->same++;
+    r->stats->same_bytes += size;
     receiver_tell(r, TREE_SAME, at(r));
     if (!in)
         r->root_done = r->place.done = true;

@@ -219,6 +219,7 @@ static bool send_file(struct sender *s, const struct item *it, char answer, stru
         set_link(s, &now, id);
     if (answer == '=') {
         s->stats->same++;
+        s->stats->same_bytes += (uint64_t)now.st.st_size;
         tell(s, TREE_SAME, it->path);
         return true;
     }

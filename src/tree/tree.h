@@ -71,7 +71,7 @@ extern const struct tree_limits tree_limits_default;
 struct tree_stats {
     uint64_t entries, bytes;    /* seen in the stream: all entries; bytes of files sent */
     uint64_t files;             /* regular files sent whole */
-    uint64_t same;              /* files the target had already */
+    uint64_t same, same_bytes;  /* files the target had already */
     uint64_t deleted;           /* entries `remove` took away */
     uint64_t vanished, changed; /* files that went away, or were written to, while they were read */
     uint64_t skipped;           /* sockets, pipes, devices: never sent */

@@ -100,10 +100,11 @@ static bool cancel_soon(struct cancel *c, uint64_t done)
     return true;
 }
 
-static void on_bytes(uint64_t done, uint64_t total, void *arg)
+static void on_bytes(uint64_t moved, uint64_t done, uint64_t total, void *arg)
 {
+    (void)done;
     (void)total;
-    cancel_soon(arg, done);
+    cancel_soon(arg, moved);
 }
 
 static void cancelled_transfers_leave_nothing(void **state)
