@@ -2,6 +2,8 @@
 #ifndef BASE_VMPROTO_H
 #define BASE_VMPROTO_H
 
+#include <stdint.h>
+
 /* "EXEDEV\0\1": the last byte is the version. Written as an array's size in use: VM_MAGIC_LEN
  * bytes. */
 #define VM_MAGIC "EXEDEV\0\1"
@@ -13,6 +15,7 @@
 #define VM_MAX_STREAMS 4096u
 #define VM_MAX_CREDIT (64u << 20)
 #define VM_STDIN_CREDIT 65536u
+#define VM_BUILTIN_STDIN_CREDIT (2u << 20)
 #define VM_OUT_LOW (128u << 10)
 #define VM_MAX_REQUEST (2u << 20)
 #define VM_MAX_STRING 131071u
@@ -49,6 +52,14 @@ enum vm_type {
 enum vm_channel { VM_STDIN = 0, VM_STDOUT = 1, VM_STDERR = 2, VM_CHANNELS = 3 };
 
 enum vm_kind { VM_KIND_COMMAND = 0, VM_KIND_PTY = 1, VM_KIND_BUILTIN = 2 };
+
+/* What stdin of a stream begins with, in bytes. A built-in that is sent something is sent files: it
+ * begins with as much as OpenSSH's own channel lets through, for growing to it would cost five
+ * round trips. */
+static inline uint32_t vm_stdin_credit(int kind)
+{
+    return kind == VM_KIND_BUILTIN ? VM_BUILTIN_STDIN_CREDIT : VM_STDIN_CREDIT;
+}
 
 /* HELLO from the client. */
 enum { VM_HELLO_DURABLE = 1 << 0 };

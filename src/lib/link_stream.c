@@ -288,8 +288,7 @@ struct stream *stream_open(struct link *l, const struct stream_request *req, str
         s->window[i] = window;
         s->credit[i] = window;
     }
-    s->in_credit = VM_STDIN_CREDIT;
-    s->in_granted = VM_STDIN_CREDIT;
+    s->in_credit = s->in_granted = vm_stdin_credit(req->kind);
     s->in_eof = req->no_stdin;
     list(s);
     send_request(l, s, &b);

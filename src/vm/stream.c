@@ -333,7 +333,8 @@ void stream_open(struct session *s, uint32_t id, struct buf *request)
     st->state = ST_WAITING;
     s->nwaiting++;
     st->out[0].credit = st->out[1].credit = r.credit;
-    st->in.credit = st->in.window = VM_STDIN_CREDIT;
+    st->in.credit = st->in.window = vm_stdin_credit(r.kind);
+    s->extra_windows += st->in.window - VM_STDIN_CREDIT;
     if (r.flags & VM_OPEN_NO_STDIN)
         st->in.eof = true;
     if (result == REQUEST_TOO_LONG) {
