@@ -1,6 +1,7 @@
 // What the measurements share: a lobby of their own, a worker over JSON-RPC, medians, tables.
 import { spawn, spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -26,7 +27,7 @@ export function table(head, rows) {
   return [line(all[0]), rule, ...all.slice(1).map(line)].join("\n");
 }
 
-// A lobby with one registered key. stop() ends it and removes its folder.
+// A lobby with one registered key. stop() ends it and what is in `children`, and removes its folder.
 export async function startLobby(...options) {
   const dir = mkdtempSync(join(tmpdir(), "exedev-bench-"));
   const key = join(dir, "key");
@@ -46,7 +47,7 @@ export async function startLobby(...options) {
   });
   const at = await listening;
   return {
-    url: at.url, sshPort: at.sshPort, key, dir, events, pid: child.pid,
+    url: at.url, sshPort: at.sshPort, key, dir, children: [],
     config: {
       apiKey: "bench", apiUrl: at.url, sshPort: at.sshPort, sshPrivateKey: readFileSync(key, "utf8"),
       setupScript: "none", timeoutMs: 600000,
@@ -56,6 +57,7 @@ export async function startLobby(...options) {
       return r.json();
     },
     async stop() {
+      for (const c of this.children) if (c.exitCode === null && c.signalCode === null) c.kill("SIGKILL");
       child.kill("SIGTERM");
       if (child.exitCode === null) await once(child, "exit");
       rmSync(dir, { recursive: true, force: true });
@@ -68,6 +70,44 @@ export function sshArgs(lobby, record, ...more) {
   return ["-F", "none", "-i", lobby.key, "-p", String(lobby.sshPort), "-o", "BatchMode=yes",
     "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", ...more,
     "-l", record.ssh_user ?? "exedev", record.ssh_host];
+}
+
+async function freePort() {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+// A road to a VM of that lobby: an ssh control connection, with a round trip of rtt ms when that is not 0 (through a
+// relay that delays every byte by half of it). args(...) are ssh's arguments for it.
+export async function openRoad(lobby, vm, rtt = 0) {
+  const port = rtt ? await freePort() : lobby.sshPort, host = rtt ? "127.0.0.1" : vm.ssh_host;
+  const control = join(lobby.dir, `control-${rtt}`), own = [];
+  const start = (program, args, stdout) => {
+    own.push(spawn(program, args, { stdio: ["ignore", stdout, "inherit"] }));
+    lobby.children.push(own.at(-1));
+    return own.at(-1);
+  };
+  if (rtt) {
+    const relay = start(join(build, "bench/bench-relay"), [port, vm.ssh_host, lobby.sshPort, rtt / 2].map(String), "pipe");
+    await once(createInterface(relay.stdout), "line");
+  }
+  const args = (...more) => sshArgs({ key: lobby.key, sshPort: port }, { ...vm, ssh_host: host }, ...more);
+  start("ssh", [...args("-M", "-S", control), "-N"], "ignore");
+  for (let i = 0; i < 200 && !existsSync(control); i++) await new Promise((r) => setTimeout(r, 50));
+  return {
+    host, port, control, args,
+    async close() {
+      for (const child of own.reverse()) {
+        if (child.exitCode !== null || child.signalCode !== null) continue;
+        child.kill();
+        await once(child, "exit");
+      }
+    },
+  };
 }
 
 // `exedev worker`, as the host starts it: no HOME, no agent.

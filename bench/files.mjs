@@ -1,14 +1,12 @@
 // Files in and out, beside tar over the same ssh, scp, rsync and the host's own base64 fallback, taking turns in one run, on connections
 // that are open already: 10,000 small files, one big file, an unchanged tree; on loopback and 40 ms away.
 // ./dev bench files [--quick]
-import { spawn, spawnSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import { cpSync, createWriteStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { randomBytes } from "node:crypto";
-import { createServer } from "node:net";
-import { createInterface } from "node:readline";
 import { once } from "node:events";
 import { join } from "node:path";
-import { Worker, base, build, median, ms, root, sshArgs, startLobby, table } from "./common.mjs";
+import { Worker, base, median, ms, openRoad, root, startLobby, table } from "./common.mjs";
 
 const quick = process.argv.includes("--quick");
 const rounds = quick ? 1 : 3;
@@ -23,7 +21,6 @@ await lobby.exec("new --name=bench-vm");
 const { vms: [vm] } = await lobby.exec("ls bench-vm");
 if (!vm) throw new Error("the lobby made no VM");
 const dir = join(lobby.dir, "files");
-const children = [];
 mkdirSync(dir);
 
 // Sources: this project's npm dependencies, filled up to the number with copies of themselves.
@@ -56,15 +53,6 @@ makeTree(small);
 }
 const smallBytes = Number(spawnSync("du", ["-sb", "--apparent-size", small]).stdout.toString().split("\t")[0]);
 
-async function freePort() {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address();
-  server.close();
-  await once(server, "close");
-  return port;
-}
-
 class TooLong extends Error {}
 
 function run(program, args, options = {}) {
@@ -75,23 +63,10 @@ function run(program, args, options = {}) {
 
 // A road to the VM: an open lease of a worker, and an open ssh control connection, through a relay when it is long.
 async function road(rtt) {
-  let port = lobby.sshPort, host = vm.ssh_host, relay;
-  if (rtt) {
-    port = await freePort();
-    host = "127.0.0.1";
-    relay = spawn(join(build, "bench", "bench-relay"), [String(port), vm.ssh_host, String(lobby.sshPort), String(rtt / 2)],
-      { stdio: ["ignore", "pipe", "inherit"] });
-    children.push(relay);
-    await once(createInterface(relay.stdout), "line");
-  }
-  const user = vm.ssh_user ?? "exedev", control = join(lobby.dir, `c${rtt}`);
-  const args = sshArgs({ key: lobby.key, sshPort: port }, { ...vm, ssh_host: host });
-  const options = [...args.slice(0, -3), "-S", control];
-  const master = spawn("ssh", [...options, "-M", "-N", "-l", user, host], { stdio: "ignore" });
-  children.push(master);
-  for (let i = 0; i < 200 && !existsSync(control); i++) await new Promise((r) => setTimeout(r, 50));
+  const way = await openRoad(lobby, vm, rtt);
+  const { host, port } = way, user = vm.ssh_user ?? "exedev", options = way.args("-S", way.control).slice(0, -3);
   const worker = new Worker(join(lobby.dir, `state${rtt}`));
-  children.push(worker.child);
+  lobby.children.push(worker.child);
   await worker.initialize();
   const params = { ...base({ ...lobby.config, sshPort: port }), lease: { providerLeaseId: "bench-vm",
     metadata: { provider: "exe-dev", vmName: "bench-vm", sshHost: host, sshLogin: user, sshDest: `${user}@${host}`, shellCommand: "bash" } } };
@@ -189,8 +164,7 @@ async function road(rtt) {
   await sh(`rm -rf ${target} ${target}.tar`);
   const memory = worker.memory();
   await worker.stop();
-  master.kill();
-  relay?.kill();
+  await way.close();
   return { results, memory, names: Object.keys(ways) };
 }
 
@@ -205,6 +179,5 @@ try {
   console.log(table(["rtt, ms", "seconds, median", ...names, "exedev, MB/s"], rows));
   console.log(`\n${rounds} round${rounds > 1 ? "s" : ""}, taking turns. The worker's resident memory after all transfers: ${(memory.rss / MB).toFixed(1)} MB.`);
 } finally {
-  for (const child of children) child.kill();
   await lobby.stop();
 }

@@ -1,13 +1,12 @@
 // Commands: latency near and far, many at once, output and input, memory and CPU; beside a new ssh per command and
 // beside ssh -S and a bare session of its protocol, taking turns in one run. ./dev bench latency [--quick] [--write: docs/bench.md and docs/bench.svg]
 import { spawn, spawnSync } from "node:child_process";
-import { readFileSync, readdirSync, writeFileSync, existsSync } from "node:fs";
-import { createServer } from "node:net";
+import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { once } from "node:events";
 import { cpus, loadavg } from "node:os";
 import { join } from "node:path";
-import { build, median, ms, root, sshArgs, startLobby, table } from "./common.mjs";
+import { build, median, ms, openRoad, root, startLobby, table } from "./common.mjs";
 import { chart } from "./chart.mjs";
 
 const quick = process.argv.includes("--quick");
@@ -18,22 +17,12 @@ const lobby = await startLobby("--max-vms", "50");
 const created = await lobby.exec("new --name=bench-vm");
 const { vms: [vm] } = await lobby.exec("ls bench-vm");
 if (!vm) throw new Error(`no VM: ${JSON.stringify(created)}`);
-const children = [];
-
-async function freePort() {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const { port } = server.address();
-  server.close();
-  await once(server, "close");
-  return port;
-}
 
 // A line-by-line conversation with a program of ours.
 function talk(program, args) {
   const child = spawn(join(build, "bench", program), args,
     { stdio: ["pipe", "pipe", "inherit"], env: { ...process.env, EXEDEV_STATE_DIR: join(lobby.dir, "state") } });
-  children.push(child);
+  lobby.children.push(child);
   const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
   const next = async () => {
     const { value, done } = await lines.next();
@@ -48,43 +37,31 @@ function talk(program, args) {
     },
     async stop() {
       child.stdin.end();
-      child.kill(program === "bench-relay" ? "SIGTERM" : 0);
       if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
     },
   };
 }
 
-// One road to the VM: a relay that delays by half the round trip each way, an exedev link, an ssh master.
+// One road to the VM, and an exedev link and a bare session on it.
 async function road(rtt) {
-  const port = rtt ? await freePort() : lobby.sshPort;
-  const host = rtt ? "127.0.0.1" : vm.ssh_host;
-  const relay = rtt ? talk("bench-relay", [String(port), vm.ssh_host, String(lobby.sshPort), String(rtt / 2)]) : null;
-  if (relay) await relay.next();
-  const record = { ...vm, ssh_host: host };
-  const args = (...more) => sshArgs({ key: lobby.key, sshPort: port }, record, ...more);
-  const control = join(lobby.dir, `control-${rtt}`);
-  const master = spawn("ssh", [...args("-M", "-S", control), "-N"], { stdio: "ignore" });
-  children.push(master);
-  const link = talk("bench-link", [host, String(port), vm.ssh_user ?? "exedev", lobby.key]);
+  const way = await openRoad(lobby, vm, rtt);
+  const link = talk("bench-link", [way.host, String(way.port), vm.ssh_user ?? "exedev", lobby.key]);
   await link.next();
-  for (let i = 0; i < 100 && !existsSync(control); i++) await new Promise((r) => setTimeout(r, 50));
-  const bare = talk("bench-mux", [control]);
+  const bare = talk("bench-mux", [way.control]);
   const run = (how, ...command) => {
     const start = ms();
-    const r = spawnSync("ssh", [...args(...how), ...command], { stdio: ["ignore", "ignore", "ignore"] });
+    const r = spawnSync("ssh", [...way.args(...how), ...command], { stdio: ["ignore", "ignore", "ignore"] });
     if (r.status !== 0) throw new Error(`ssh ${how.join(" ")} ended with ${r.status}`);
     return ms() - start;
   };
   return {
-    rtt, link, bare, args, control, master,
+    rtt, link, bare, args: way.args, control: way.control,
     fresh: (...command) => run([], ...command),
-    mux: (...command) => run(["-S", control], ...command),
+    mux: (...command) => run(["-S", way.control], ...command),
     async close() {
       await link.stop();
       await bare.stop();
-      master.kill();
-      await once(master, "exit");
-      if (relay) await relay.stop();
+      await way.close();
     },
   };
 }
@@ -214,6 +191,5 @@ ${tables}
   }
 } finally {
   for (const r of roads) await r.close().catch(() => {});
-  for (const c of children) if (c.exitCode === null && c.signalCode === null) c.kill("SIGKILL");
   await lobby.stop();
 }

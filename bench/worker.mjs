@@ -1,8 +1,7 @@
 // The worker: start, memory, acquire, a command, output; beside plain ssh. ./dev bench worker
-import { spawn, spawnSync } from "node:child_process";
-import { once } from "node:events";
+import { spawnSync } from "node:child_process";
 import { join } from "node:path";
-import { Worker, base, build, median, ms, sshArgs, startLobby, table } from "./common.mjs";
+import { Worker, base, build, median, ms, openRoad, sshArgs, startLobby, table } from "./common.mjs";
 
 const quick = process.argv.includes("--quick");
 const rounds = (n) => (quick ? Math.max(3, n / 10) : n);
@@ -68,10 +67,7 @@ async function acquire(w) {
 }
 
 async function commands(w, lease, record) {
-  const control = join(lobby.dir, "control");
-  const master = spawn("ssh", [...sshArgs(lobby, record, "-M", "-S", control), "-N"], { stdio: "ignore" });
-  for (let i = 0; i < 100 && spawnSync("ssh", ["-S", control, "-O", "check", "x"]).status !== 0; i++)
-    await new Promise((r) => setTimeout(r, 50));
+  const way = await openRoad(lobby, record);
   const ours = [], mux = [], fresh = [];
   const execute = () => w.call("environmentExecute", { ...base(lobby.config), lease, command: "true", args: [] });
   for (let i = 0; i < 20; i++) await execute();
@@ -82,14 +78,13 @@ async function commands(w, lease, record) {
       ours.push(ms() - start);
     }
     let start = ms();
-    spawnSync("ssh", [...sshArgs(lobby, record, "-S", control), "true"]);
+    spawnSync("ssh", [...way.args("-S", way.control), "true"]);
     mux.push(ms() - start);
     start = ms();
     spawnSync("ssh", [...sshArgs(lobby, record), "true"]);
     fresh.push(ms() - start);
   }
-  master.kill();
-  await once(master, "exit");
+  await way.close();
   rows.push(["a command on a standing connection, ms", f(median(ours), 2), `ssh -S ${f(median(mux))}, new ssh ${f(median(fresh))}`]);
 }
 

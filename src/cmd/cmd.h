@@ -25,7 +25,7 @@ extern const struct cmd commands[]; /* name NULL ends; group NULL: not listed */
 #define CMD(name) int cmd_##name(int argc, char **argv)
 
 struct cmd_list {
-    const char **items; /* owned array of borrowed strings */
+    const char **items; /* owned array of borrowed strings, ended by NULL; NULL when n is 0 */
     int n;
 };
 

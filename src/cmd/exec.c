@@ -3,7 +3,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/alloc.h"
 #include "base/cleanup.h"
 #include "cmd/cmd.h"
 #include "cmd/remote.h"
@@ -71,25 +70,14 @@ int cmd_exec(int argc, char **argv)
         i++;
     if (i == argc)
         return cmd_fail(EXIT_USAGE, "there is no command after the VM's name");
-    if (timeout < 0 || timeout > 86400 * 30)
-        return cmd_fail(EXIT_USAGE, "--timeout is 1 to %d seconds, or 0 for none", 86400 * 30);
+    struct remote_spec spec = {
+        .argv = (const char *const *)argv + i, .cwd = cwd, .tty = tty, .no_stdin = no_stdin};
+    int status = remote_options(&spec, &env, timeout);
+    if (status != EXIT_OK)
+        return status;
     if (tty && !isatty(STDIN_FILENO))
         return cmd_fail(EXIT_USAGE, "--tty: stdin is not a terminal");
-    for (int k = 0; k < env.n; k++) {
-        if (!strchr(env.items[k], '='))
-            return cmd_fail(EXIT_USAGE, "--env wants NAME=VALUE, not '%s'", env.items[k]);
-    }
-    cleanup_free const char **envp = xcalloc((size_t)env.n + 1, sizeof *envp);
-    if (env.n)
-        memcpy(envp, env.items, (size_t)env.n * sizeof *envp);
-    return run_on(vm, &(struct remote_spec){
-                          .argv = (const char *const *)argv + i,
-                          .env = envp,
-                          .cwd = cwd,
-                          .tty = tty,
-                          .no_stdin = no_stdin,
-                          .timeout_ms = (uint32_t)timeout * 1000,
-                      });
+    return run_on(vm, &spec);
 }
 
 int cmd_shell(int argc, char **argv)

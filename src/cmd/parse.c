@@ -157,8 +157,9 @@ static void store(const struct cmd_option *o, const char *value)
     }
     case OPT_LIST: {
         struct cmd_list *list = o->value;
-        list->items = xreallocarray(list->items, (size_t)list->n + 1, sizeof *list->items);
+        list->items = xreallocarray(list->items, (size_t)list->n + 2, sizeof *list->items);
         list->items[list->n++] = value;
+        list->items[list->n] = NULL;
         return;
     }
     }

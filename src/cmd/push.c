@@ -1,6 +1,4 @@
 /* exedev push LOCAL... VM:PATH, exedev pull VM:PATH... LOCAL */
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
+#include "cmd/interrupt.h"
 #include "cmd/progress.h"
 #include "cmd/target.h"
 #include "lib/lease.h"
@@ -27,8 +26,7 @@ struct copy {
     struct transfer_item *items;
     size_t n;
     struct progress *progress;
-    json_t *listed;  /* --json with --dry-run: what would be done */
-    int interrupted; /* the signal that stopped it */
+    json_t *listed; /* --json with --dry-run: what would be done */
 };
 
 /* "VM:PATH"; NULL for a path of this machine. As with scp a slash before the colon makes it local.
@@ -194,25 +192,6 @@ static void summary(struct copy *c, const struct transfer_stats *s, int64_t ms)
     progress_step(c->progress, cmd_name, text.data, ms, true);
 }
 
-/* Ctrl-C stops the transfer, which then removes what it had begun. */
-static void *take_interrupts(void *arg)
-{
-    struct copy *c = arg;
-    sigset_t set;
-    int sig;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGUSR1);
-    while (sigwait(&set, &sig) == 0 && sig != SIGUSR1) {
-        c->interrupted = sig;
-        cancel_fire(c->opts.cancel);
-    }
-    return NULL;
-}
-
 static bool transfer(struct copy *c, const struct config *cfg, struct error *err)
 {
     struct transfer_stats stats = {0};
@@ -235,18 +214,10 @@ static int run_copy(struct copy *c)
 {
     cleanup_error struct error err = {0};
     cleanup_config struct config *cfg = cmd_config();
-    pthread_t thread;
-    sigset_t set;
 
     if (!cfg)
         return EXIT_USAGE;
-    /* Blocked here, before any thread is made, for take_interrupts. */
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGUSR1);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    interrupts_block();
     cmd_log_to_stderr();
     c->opts.cancel = cancel_new();
     c->progress = progress_new(c->quiet, c->json);
@@ -258,16 +229,14 @@ static int run_copy(struct copy *c)
     c->opts.progress = bar ? on_progress : NULL;
     c->opts.progress_arg = c;
     c->opts.merge = !c->replace;
-    int sys = pthread_create(&thread, NULL, take_interrupts, c);
-    if (sys)
-        return cmd_fail(EXIT_FAILED, "start a thread: %s", strerror(sys));
+    /* A transfer that is stopped removes what it had begun. */
+    pthread_t interrupts = interrupts_start(c->opts.cancel, NULL);
     bool ok = transfer(c, cfg, &err);
-    pthread_kill(thread, SIGUSR1);
-    pthread_join(thread, NULL);
+    int sig = interrupts_stop(interrupts);
     link_close_all(2000);
     int status = EXIT_OK;
-    if (!ok && c->interrupted)
-        status = cmd_fail(128 + c->interrupted,
+    if (!ok && sig)
+        status = cmd_fail(128 + sig,
                           "interrupted: each file is as it was before or whole, nothing unfinished "
                           "is left");
     else if (!ok)

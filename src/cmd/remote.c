@@ -15,7 +15,8 @@
 #include "base/alloc.h"
 #include "base/cleanup.h"
 #include "base/io.h"
-#include "cmd/cmd.h"
+
+#define TIMEOUT_MAX (30 * 86400) /* seconds; in milliseconds they fit the protocol's 32 bits */
 
 struct remote {
     struct stream *stream;
@@ -213,6 +214,19 @@ static const char **with_terminal(const char *const *env)
     if (n)
         memcpy(all + k, env, n * sizeof *all);
     return all;
+}
+
+int remote_options(struct remote_spec *spec, const struct cmd_list *env, long long timeout)
+{
+    if (timeout < 0 || timeout > TIMEOUT_MAX)
+        return cmd_fail(EXIT_USAGE, "--timeout is 1 to %d seconds, or 0 for none", TIMEOUT_MAX);
+    for (int i = 0; i < env->n; i++) {
+        if (!strchr(env->items[i], '='))
+            return cmd_fail(EXIT_USAGE, "--env wants NAME=VALUE, not '%s'", env->items[i]);
+    }
+    spec->env = env->items;
+    spec->timeout_ms = (uint32_t)timeout * 1000;
+    return EXIT_OK;
 }
 
 bool remote_run(struct link *l, const struct remote_spec *spec, int *status, struct error *err)

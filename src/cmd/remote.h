@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cmd/cmd.h"
 #include "lib/link.h"
 
 struct remote_spec {
@@ -17,6 +18,10 @@ struct remote_spec {
     bool source_nvm, durable;
     uint32_t timeout_ms; /* 0: none */
 };
+
+/* --env and --timeout (in seconds) as the command line gives them, into the spec, which borrows the
+ * strings. EXIT_OK, or EXIT_USAGE after printing why. */
+int remote_options(struct remote_spec *spec, const struct cmd_list *env, long long timeout);
 
 /* Any amount of stdin and output, byte for byte. Ctrl-C and SIGINT go to the command's foreground
  * process group; a second one, SIGTERM and SIGHUP end its whole tree. True: *status is the

@@ -1,7 +1,5 @@
 /* exedev run -- COMMAND...: the whole job on a fresh VM. */
 #include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +11,7 @@
 #include "base/io.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
+#include "cmd/interrupt.h"
 #include "cmd/progress.h"
 #include "cmd/remote.h"
 #include "lib/config.h"
@@ -33,43 +32,9 @@ struct run {
     bool keep, no_push, no_pull, tty;
 };
 
-/* Ctrl-C while no command runs: stop what goes on, then clean up. The cleaning up is not stopped.
- */
-static void *take_interrupts(void *arg)
+static pthread_t watch(struct run *r)
 {
-    struct run *r = arg;
-    sigset_t set;
-    int sig, n = 0;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGUSR1);
-    while (sigwait(&set, &sig) == 0 && sig != SIGUSR1) {
-        cancel_fire(r->cancel);
-        if (n++)
-            fprintf(stderr, "exedev run: cleaning up first, so that no VM is left behind\n");
-    }
-    return NULL;
-}
-
-static pthread_t interrupts_start(struct run *r)
-{
-    pthread_t thread;
-    int sys = pthread_create(&thread, NULL, take_interrupts, r);
-
-    if (sys) {
-        fprintf(stderr, "exedev run: start a thread: %s\n", strerror(sys));
-        exit(EXIT_FAILED);
-    }
-    return thread;
-}
-
-static void interrupts_stop(pthread_t thread)
-{
-    pthread_kill(thread, SIGUSR1);
-    pthread_join(thread, NULL);
+    return interrupts_start(r->cancel, "cleaning up first, so that no VM is left behind");
 }
 
 /* A home folder or a whole file system is hardly what somebody means to copy to a VM. */
@@ -204,7 +169,7 @@ static int whole_job(struct run *r, struct remote_spec *spec)
 {
     cleanup_error struct error err = {0}, release_err = {0};
     int status = EXIT_FAILED;
-    pthread_t interrupts = interrupts_start(r);
+    pthread_t interrupts = watch(r);
     bool ok = acquire(r, &err) && (r->no_push || push(r, &err));
 
     interrupts_stop(interrupts);
@@ -217,7 +182,7 @@ static int whole_job(struct run *r, struct remote_spec *spec)
         cleanup_free char *text = xasprintf("exit status %d", status);
         if (ok)
             progress_step(r->progress, "run", text, now_ms() - start, status == 0);
-        interrupts = interrupts_start(r);
+        interrupts = watch(r);
         if (ok && !r->no_pull && !pull(r, &err)) {
             ok = false;
             status = status ? status : EXIT_FAILED;
@@ -228,7 +193,7 @@ static int whole_job(struct run *r, struct remote_spec *spec)
         int why = cmd_fail_err(&err);
         status = status == EXIT_FAILED || status == 0 ? why : status;
     }
-    interrupts = interrupts_start(r);
+    interrupts = watch(r);
     if (!release(r, &release_err)) {
         cmd_fail_err(&release_err);
         status = status ? status : EXIT_FAILED;
@@ -290,48 +255,29 @@ int cmd_run(int argc, char **argv)
     };
     int i = cmd_parse(argc, argv, options, &usage);
     cleanup_error struct error err = {0};
-    sigset_t set;
 
-    if (timeout < 0 || timeout > 86400 * 30)
-        return cmd_fail(EXIT_USAGE, "--timeout is 1 to %d seconds, or 0 for none", 86400 * 30);
+    struct remote_spec spec = {.argv = (const char *const *)argv + i, .no_stdin = no_stdin};
+    int status = remote_options(&spec, &env, timeout);
+    if (status != EXIT_OK)
+        return status;
     if (!paths_are_inside(&r.pull))
         return cmd_fail(EXIT_USAGE, "--pull takes paths inside this folder, relative to it");
     if (r.name && !text_is_vm_name(r.name))
         return cmd_fail(EXIT_USAGE, "--name: '%s' is no VM name", r.name);
-    for (int k = 0; k < env.n; k++) {
-        if (!strchr(env.items[k], '='))
-            return cmd_fail(EXIT_USAGE, "--env wants NAME=VALUE, not '%s'", env.items[k]);
-    }
     if (!r.no_push && !check_folder(&err))
         return cmd_fail_err(&err);
     cleanup_config struct config *cfg = cmd_config();
     if (!cfg)
         return EXIT_USAGE;
-
-    cleanup_free const char **envp = xcalloc((size_t)env.n + 1, sizeof *envp);
-    if (env.n)
-        memcpy(envp, env.items, (size_t)env.n * sizeof *envp);
-    struct remote_spec spec = {
-        .argv = (const char *const *)argv + i,
-        .env = envp,
-        .tty = !no_tty && !no_stdin && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO),
-        .no_stdin = no_stdin,
-        .source_nvm = cfg->source_nvm,
-        .durable = cfg->durable_commands,
-        .timeout_ms = (uint32_t)timeout * 1000,
-    };
-    /* Blocked here, before any thread is made; whoever waits for them takes them with sigwait. */
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
-    sigaddset(&set, SIGUSR1);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    spec.tty = !no_tty && !no_stdin && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+    spec.source_nvm = cfg->source_nvm;
+    spec.durable = cfg->durable_commands;
+    interrupts_block();
     cmd_log_to_stderr();
     r.cfg = cfg;
     r.cancel = cancel_new();
     r.progress = progress_new(quiet, json);
-    int status = whole_job(&r, &spec);
+    status = whole_job(&r, &spec);
     lease_shutdown(1500);
     progress_free(r.progress);
     lease_result_free(&r.lease);

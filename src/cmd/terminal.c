@@ -21,27 +21,35 @@ static bool end_of_input(struct error *err)
     return error_set(err, ERR_CANCELLED, "the input ended: nothing was saved");
 }
 
+static void ask(const char *prompt)
+{
+    fputs(prompt, stdout);
+    fflush(stdout);
+}
+
+static bool next_byte(char *c, struct error *err)
+{
+    ssize_t n;
+
+    do
+        n = read(0, c, 1);
+    while (n < 0 && errno == EINTR);
+    return n > 0 || end_of_input(err);
+}
+
 char *terminal_line(const char *prompt, struct error *err)
 {
     cleanup_buf struct buf line = {0};
     char c;
 
-    fputs(prompt, stdout);
-    fflush(stdout);
-    for (;;) {
-        ssize_t n = read(0, &c, 1);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            putchar('\n');
-            end_of_input(err);
-            return NULL;
-        }
+    ask(prompt);
+    while (next_byte(&c, err)) {
         if (c == '\n')
-            break;
+            return text_trim(line.data ? line.data : "");
         buf_putc(&line, c);
     }
-    return text_trim(line.data ? line.data : "");
+    putchar('\n');
+    return NULL;
 }
 
 bool terminal_yes(const char *question, bool fallback, struct error *err)
@@ -130,19 +138,9 @@ char *terminal_secret(const char *prompt, bool many, struct error *err)
     for (int i = 0; i < 4; i++)
         sigaction(signals[i], &ours, &old[i]);
     tcsetattr(0, TCSANOW, &quiet);
-    fputs(prompt, stdout);
-    fflush(stdout);
-    for (;;) {
-        ssize_t n = read(0, &c, 1);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            end_of_input(&why);
-            break;
-        }
-        if (took(&text, (unsigned char)c, many, &why))
-            break;
-    }
+    ask(prompt);
+    while (next_byte(&c, &why) && !took(&text, (unsigned char)c, many, &why))
+        ;
     if (many && why.code == ERR_NONE)
         drop_rest_of_paste();
     tcsetattr(0, TCSANOW, &before);

@@ -6,16 +6,20 @@
 #include "base/buf.h"
 #include "base/cleanup.h"
 
-/* Runs as the login user at first boot, with passwordless sudo where the image has it. It must hold
- * no backslash-n: exe.dev turns that into a newline. `state` is written last and whole, so that a
- * reader never sees half of it. */
-static const char builtin[] =
-    "#!/bin/sh\n"
-    "d=" SETUP_DIR "\n"
-    "umask 022\n"
-    "mkdir -p $d\n"
-    "put() { echo \"$1\" >$d/state.new && mv $d/state.new $d/state; }\n"
+/* How both scripts begin. `state` is written last and whole, so that a reader never sees half of
+ * it.
+ */
+#define BEGIN                                                                                      \
+    "#!/bin/sh\n"                                                                                  \
+    "d=" SETUP_DIR "\n"                                                                            \
+    "umask 022\n"                                                                                  \
+    "mkdir -p $d\n"                                                                                \
+    "put() { echo \"$1\" >$d/state.new && mv $d/state.new $d/state; }\n"                           \
     "put running\n"
+
+/* Runs as the login user at first boot, with passwordless sudo where the image has it. It must hold
+ * no backslash-n: exe.dev turns that into a newline. */
+static const char builtin[] = BEGIN
     "good() { node -e 'const [a, b] = process.versions.node.split(\".\").map(Number);\n"
     "  process.exit(a > %lld || (a == %lld && b >= %d) ? 0 : 1)' 2>/dev/null; }\n"
     "as_root() { if [ \"$(id -u)\" = 0 ]; then \"$@\"; else sudo -n \"$@\"; fi; }\n"
@@ -49,14 +53,8 @@ static char *recorded(const char *script)
         end = longer;
     }
     buf_printf(&b,
-               "#!/bin/sh\n"
-               "d=" SETUP_DIR "\n"
-               "umask 022\n"
-               "mkdir -p $d\n"
-               "put() { echo \"$1\" >$d/state.new && mv $d/state.new $d/state; }\n"
-               "put running\n"
-               "cat >$d/script <<'%s'\n%s\n%s\n"
-               "chmod +x $d/script\n",
+               BEGIN "cat >$d/script <<'%s'\n%s\n%s\n"
+                     "chmod +x $d/script\n",
                end, script, end);
     buf_puts(&b, strncmp(script, "#!", 2) == 0 ? "$d/script" : "sh $d/script");
     buf_puts(&b, " >$d/log 2>&1\nput \"done $?\"\n");

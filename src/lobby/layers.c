@@ -13,26 +13,23 @@
 
 #include "base/alloc.h"
 
+#define LAYER(name, slot) name, "/" name, "root/" name, "up/" slot, "wk/" slot
+
 /* Anything else of this machine a VM does not see. */
 const struct layer layers[] = {
-    {"usr", 3, DISK_FOLDERS},         {"etc", 8, DISK_FILES},
-    {"opt", 2, DISK_FOLDERS},         {"bin", 1, DISK_FOLDERS},
-    {"sbin", 1, DISK_FOLDERS},        {"lib", 2, DISK_FOLDERS},
-    {"lib32", 1, DISK_FOLDERS},       {"lib64", 1, DISK_FOLDERS},
-    {"libx32", 1, DISK_FOLDERS},      {"var/lib/dpkg", 3, DISK_FOLDERS},
-    {"var/lib/apt", 3, DISK_FOLDERS}, {NULL, 0, DISK_FOLDERS},
+    {LAYER("usr", "usr"), 3, DISK_FOLDERS},
+    {LAYER("etc", "etc"), 8, DISK_FILES},
+    {LAYER("opt", "opt"), 2, DISK_FOLDERS},
+    {LAYER("bin", "bin"), 1, DISK_FOLDERS},
+    {LAYER("sbin", "sbin"), 1, DISK_FOLDERS},
+    {LAYER("lib", "lib"), 2, DISK_FOLDERS},
+    {LAYER("lib32", "lib32"), 1, DISK_FOLDERS},
+    {LAYER("lib64", "lib64"), 1, DISK_FOLDERS},
+    {LAYER("libx32", "libx32"), 1, DISK_FOLDERS},
+    {LAYER("var/lib/dpkg", "var_lib_dpkg"), 3, DISK_FOLDERS},
+    {LAYER("var/lib/apt", "var_lib_apt"), 3, DISK_FOLDERS},
+    {0},
 };
-
-char *layer_slot(const char *name)
-{
-    char *slot = xstrdup(name);
-
-    for (char *c = slot; *c; c++) {
-        if (*c == '/')
-            *c = '_';
-    }
-    return slot;
-}
 
 static bool put(const char *path, const char *text)
 {

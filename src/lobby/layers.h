@@ -8,15 +8,15 @@
 #include "lobby/disk.h"
 
 struct layer {
-    const char *name; /* below "/"; NULL ends */
-    int depth;        /* of folders that a VM's "root" may write in */
+    const char *name;   /* below "/"; NULL ends */
+    const char *system; /* the same as a path */
+    const char *at;     /* below a VM's folder: where it is mounted, */
+    const char *upper;  /* what the VM wrote over it, */
+    const char *work;   /* and the overlay's own place */
+    int depth;          /* of folders that a VM's "root" may write in */
     enum disk_what what;
 };
 extern const struct layer layers[];
-
-/* The first `slot`s of a folder's name that stand for a path, for use in up/ and wk/: "var/lib/apt"
- * -> "var_lib_apt". Owned by the caller. */
-char *layer_slot(const char *name);
 
 /* Both are for a process with one thread, between fork and exec, and set errno. */
 /* Becomes `uid` (unless -1), then "root" of a new user and mount name space that maps only that

@@ -65,18 +65,14 @@ static bool make_in(const struct sandbox_host *h, const char *dir, const char *r
 static bool make_layers(const struct sandbox_host *h, const char *dir, struct error *err)
 {
     for (const struct layer *l = layers; l->name; l++) {
-        cleanup_free char *system = xasprintf("/%s", l->name);
-        cleanup_free char *at = xasprintf("%s/root/%s", dir, l->name);
-        cleanup_free char *slot = layer_slot(l->name);
-        cleanup_free char *up = xasprintf("up/%s", slot);
-        cleanup_free char *wk = xasprintf("wk/%s", slot);
         struct stat st;
         char target[256];
 
-        if (lstat(system, &st) < 0)
+        if (lstat(l->system, &st) < 0)
             continue;
         if (S_ISLNK(st.st_mode)) {
-            ssize_t n = readlink(system, target, sizeof target - 1);
+            cleanup_free char *at = xasprintf("%s/%s", dir, l->at);
+            ssize_t n = readlink(l->system, target, sizeof target - 1);
             if (n <= 0)
                 continue;
             target[n] = 0;
@@ -85,9 +81,8 @@ static bool make_layers(const struct sandbox_host *h, const char *dir, struct er
                 return error_sys(err, errno, "link %s", at);
             continue;
         }
-        cleanup_free char *rel = xasprintf("root/%s", l->name);
-        if (!make_in(h, dir, rel, 0755, err) || !make_in(h, dir, up, 0755, err) ||
-            !make_in(h, dir, wk, 0755, err))
+        if (!make_in(h, dir, l->at, 0755, err) || !make_in(h, dir, l->upper, 0755, err) ||
+            !make_in(h, dir, l->work, 0755, err))
             return false;
     }
     return true;
@@ -281,21 +276,16 @@ static int give_up(const char *what)
 static bool mount_layers(const char *sys, bool overlay)
 {
     for (const struct layer *l = layers; l->name; l++) {
-        cleanup_free char *system = xasprintf("/%s", l->name);
         cleanup_free char *thin = xasprintf("%s/%s", sys, l->name);
-        cleanup_free char *slot = layer_slot(l->name);
-        cleanup_free char *up = xasprintf("up/%s", slot);
-        cleanup_free char *wk = xasprintf("wk/%s", slot);
-        cleanup_free char *at = xasprintf("root/%s", l->name);
         struct stat st;
 
-        if (lstat(system, &st) < 0 || !S_ISDIR(st.st_mode))
+        if (lstat(l->system, &st) < 0 || !S_ISDIR(st.st_mode))
             continue;
         if (overlay) {
-            if (!layers_overlay(system, thin, up, wk, at))
+            if (!layers_overlay(l->system, thin, l->upper, l->work, l->at))
                 return false;
         } else if (strcmp(l->name, "etc") != 0) {
-            if (mount(system, at, NULL, MS_BIND | MS_REC, NULL) < 0)
+            if (mount(l->system, l->at, NULL, MS_BIND | MS_REC, NULL) < 0)
                 return false;
         }
     }

@@ -24,7 +24,10 @@ static const char *const shims[] = {"usr/bin/sudo",      "usr/sbin/poweroff", "u
 
 /* Where installers make new files further down. */
 static const struct layer deeper[] = {
-    {"usr/local", 4, DISK_FOLDERS}, {"usr/share/man", 2, DISK_FOLDERS}, {NULL, 0, DISK_FOLDERS}};
+    {.name = "usr/local", .system = "/usr/local", .depth = 4, .what = DISK_FOLDERS},
+    {.name = "usr/share/man", .system = "/usr/share/man", .depth = 2, .what = DISK_FOLDERS},
+    {0},
+};
 
 /* FNV-1a: names the layer after the programs in it; no secret depends on it. */
 static unsigned long long fnv(unsigned long long h, const unsigned char *p, size_t n)
@@ -170,20 +173,18 @@ static bool make_layer(struct sandbox_host *h, struct error *err)
         !disk_put(owner, 0755, (uid_t)-1, lobby_owner, sizeof lobby_owner, err))
         return false;
     for (const struct layer *l = layers; l->name; l++) {
-        cleanup_free char *from = xasprintf("/%s", l->name);
         cleanup_free char *to = xasprintf("%s/%s", h->sys, l->name);
         struct stat st;
-        if (lstat(from, &st) < 0 || !S_ISDIR(st.st_mode))
+        if (lstat(l->system, &st) < 0 || !S_ISDIR(st.st_mode))
             continue;
         cleanup_free char *parent = xstrndup(to, (size_t)(strrchr(to, '/') - to));
         if (!io_mkdirs(parent, 0755, err) ||
-            !disk_skeleton(from, to, l->depth, l->what, h->uid, err))
+            !disk_skeleton(l->system, to, l->depth, l->what, h->uid, err))
             return false;
     }
     for (const struct layer *l = deeper; l->name; l++) {
-        cleanup_free char *from = xasprintf("/%s", l->name);
         cleanup_free char *to = xasprintf("%s/%s", h->sys, l->name);
-        if (!disk_skeleton(from, to, l->depth, l->what, h->uid, err))
+        if (!disk_skeleton(l->system, to, l->depth, l->what, h->uid, err))
             return false;
     }
     for (const char *const *s = shims; *s; s++) {

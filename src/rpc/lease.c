@@ -127,10 +127,16 @@ static bool receipt(struct buf *result, const char *id, enum receipt what)
                                         what == RECEIPT_STOPPED ? "stopped" : "destroyed"));
 }
 
-bool rpc_env_release(struct call *c, struct buf *result, struct error *err)
+static bool kept(const struct config *cfg, const json_t *metadata)
+{
+    const json_t *reusable = json_object_get(metadata, "reusableSandboxLease");
+
+    return cfg->reuse_lease && reusable && !json_is_null(reusable) && !json_is_false(reusable);
+}
+
+static bool end_lease(struct call *c, bool destroy, struct buf *result, struct error *err)
 {
     const json_t *metadata = json_object_get(c->params, "leaseMetadata");
-    const json_t *reusable = json_object_get(metadata, "reusableSandboxLease");
     enum receipt what = RECEIPT_NONE;
     const char *id;
 
@@ -141,24 +147,20 @@ bool rpc_env_release(struct call *c, struct buf *result, struct error *err)
     cleanup_config struct config *cfg = rpc_config(c, err);
     if (!cfg)
         return false;
-    bool keep = cfg->reuse_lease && reusable && !json_is_null(reusable) && !json_is_false(reusable);
-    return lease_release(cfg, id, metadata, keep, json_bool(c->params, "cancelActiveWork"), &what,
-                         err) &&
-           receipt(result, id, what);
+    bool ok = destroy ? lease_destroy(cfg, id, metadata, &what, err)
+                      : lease_release(cfg, id, metadata, kept(cfg, metadata),
+                                      json_bool(c->params, "cancelActiveWork"), &what, err);
+    return ok && receipt(result, id, what);
+}
+
+bool rpc_env_release(struct call *c, struct buf *result, struct error *err)
+{
+    return end_lease(c, false, result, err);
 }
 
 bool rpc_env_destroy(struct call *c, struct buf *result, struct error *err)
 {
-    enum receipt what = RECEIPT_NONE;
-    const char *id;
-
-    if (!rpc_opt_str(c, c->params, "providerLeaseId", &id, err))
-        return false;
-    if (!id || !*id)
-        return receipt(result, id, RECEIPT_NONE);
-    cleanup_config struct config *cfg = rpc_config(c, err);
-    return cfg && lease_destroy(cfg, id, json_object_get(c->params, "leaseMetadata"), &what, err) &&
-           receipt(result, id, what);
+    return end_lease(c, true, result, err);
 }
 
 bool rpc_env_realize(struct call *c, struct buf *result, struct error *err)

@@ -12,6 +12,7 @@ export const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
 export const program = join(process.env.EXEDEV_BUILD || join(root, 'build'), 'exedev-lobby');
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
+// Polls until `what` holds; no time is asserted, only that it happens at all.
 export async function until(what, text, ms = 30000) {
   const end = Date.now() + ms;
   for (;;) {

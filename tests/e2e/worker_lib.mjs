@@ -4,27 +4,14 @@ import { spawn, fork } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
+import { root, sleep, until } from './lobby_lib.mjs';
 import { createRequest, parseMessage, serializeMessage, isJsonRpcErrorResponse, isJsonRpcNotification, isJsonRpcResponse }
   from '@paperclipai/plugin-sdk/protocol';
 
-export const root = join(dirname(fileURLToPath(import.meta.url)), '../..');
+export { root, sleep, until };
 export const build = process.env.EXEDEV_BUILD || join(root, 'build');
 export const token = 'test-token-0123456789';
-
-export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-
-// Polls until `what` holds; no time is asserted, only that it happens at all.
-export async function until(what, text, ms = 20000) {
-  const end = Date.now() + ms;
-  for (;;) {
-    const got = await what();
-    if (got) return got;
-    if (Date.now() > end) throw new Error(`never happened: ${text}`);
-    await sleep(20);
-  }
-}
 
 function spawnLobby(args) {
   const child = spawn(join(build, 'exedev-lobby'), ['--json', '--token', token, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });

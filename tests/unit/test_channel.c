@@ -1,9 +1,4 @@
 /* Duplex channels and login terminals against the real helper, over a socket on this machine. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,34 +10,21 @@
 #include "base/buf.h"
 #include "base/cleanup.h"
 #include "lib/channel.h"
+#include "link_help.h"
 
-static char *helper;
 static struct link *vm;
-
-static struct link *make_link(const char *marker)
-{
-    const char *const argv[] = {helper, "serve", NULL};
-    struct link *l = link_get(
-        &(struct link_options){
-            .vm_name = "vm-c", .host = "localhost", .local_argv = argv, .marker = marker},
-        NULL);
-
-    assert_non_null(l);
-    return l;
-}
 
 static int setup(void **state)
 {
     (void)state;
-    vm = make_link("test-channel");
+    vm = local_link((struct link_options){.vm_name = "vm-c", .marker = "test-channel"});
     return link_connect(vm, deadline_in(20000), NULL, NULL) ? 0 : -1;
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    link_close(vm);
-    link_unref(vm);
+    drop_link(vm);
     return 0;
 }
 
@@ -261,8 +243,7 @@ static void *open_slowly(void *arg)
     intptr_t cancelled = !session && err.code == ERR_CANCELLED;
 
     error_clear(&err);
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
     return (void *)cancelled;
 }
 
@@ -286,7 +267,7 @@ static void a_broken_link_is_no_exit(void **state)
 {
     (void)state;
     static const char *const argv[] = {"sh", "-c", "sleep 0.2; kill -KILL $PPID; sleep 60", NULL};
-    struct link *l = make_link("to-break");
+    struct link *l = local_link((struct link_options){.vm_name = "vm-c", .marker = "to-break"});
     struct host h;
 
     host_init(&h);
@@ -298,8 +279,7 @@ static void a_broken_link_is_no_exit(void **state)
     assert_int_equal(h.code, -1);
     close_route("r6", session);
     AWAIT(&h, h.gone == 1);
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
 }
 
 static void a_program_that_does_not_read_fills_only_its_own_queue(void **state)
@@ -356,7 +336,7 @@ static void a_login_runs_in_a_fresh_home(void **state)
     fclose(f);
     cleanup_free char *old = xstrdup(getenv("HOME"));
     setenv("HOME", folder, 1);
-    struct link *l = make_link("login");
+    struct link *l = local_link((struct link_options){.vm_name = "vm-c", .marker = "login"});
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         host_init(&h);
         assert_null(
@@ -405,8 +385,7 @@ static void a_login_runs_in_a_fresh_home(void **state)
     assert_int_equal(err.code, ERR_UNSAFE);
     error_clear(&err);
     assert_int_equal(rmdir(home), 0);
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
     setenv("HOME", old, 1);
     cleanup_free char *rm = xasprintf("rm -rf %s", folder);
     assert_int_equal(system(rm), 0);
@@ -414,9 +393,6 @@ static void a_login_runs_in_a_fresh_home(void **state)
 
 int main(void)
 {
-    cleanup_free char *self = realpath("/proc/self/exe", NULL);
-    *strrchr(self, '/') = 0;
-    helper = xasprintf("%s/../../exedev-vm", self);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bytes_go_both_ways_in_order),
         cmocka_unit_test(an_exit_code_comes_after_the_data),
@@ -427,7 +403,5 @@ int main(void)
         cmocka_unit_test(a_program_that_does_not_read_fills_only_its_own_queue),
         cmocka_unit_test(a_login_runs_in_a_fresh_home),
     };
-    int failed = cmocka_run_group_tests(tests, setup, teardown);
-    free(helper);
-    return failed;
+    return cmocka_run_group_tests(tests, setup, teardown);
 }

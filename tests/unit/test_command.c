@@ -1,9 +1,4 @@
 /* command_run against the real helper, over a socket on this machine. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,36 +11,21 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "lib/command.h"
+#include "link_help.h"
 
-static char *helper;
 static struct link *vm;
-
-static struct link *link_with(const char *marker, bool durable, int keep_alive)
-{
-    const char *const plain[] = {helper, "serve", NULL};
-    struct link *l = link_get(&(struct link_options){.vm_name = "vm-t",
-                                                     .host = "localhost",
-                                                     .local_argv = plain,
-                                                     .marker = marker,
-                                                     .durable = durable,
-                                                     .keep_alive_seconds = keep_alive},
-                              NULL);
-    assert_non_null(l);
-    return l;
-}
 
 static int setup(void **state)
 {
     (void)state;
-    vm = link_with("test-command", false, 0);
+    vm = local_link((struct link_options){.vm_name = "vm-t", .marker = "test-command"});
     return link_connect(vm, deadline_in(20000), NULL, NULL) ? 0 : -1;
 }
 
 static int teardown(void **state)
 {
     (void)state;
-    link_close(vm);
-    link_unref(vm);
+    drop_link(vm);
     return 0;
 }
 
@@ -426,7 +406,8 @@ static void a_reader_that_stalls_holds_up_only_itself(void **state)
 static void an_idle_link_closes_by_itself(void **state)
 {
     (void)state;
-    struct link *l = link_with("idle", false, 1);
+    struct link *l = local_link(
+        (struct link_options){.vm_name = "vm-t", .marker = "idle", .keep_alive_seconds = 1});
     static const char *const argv[] = {"true", NULL};
     struct command_result r;
 
@@ -440,15 +421,11 @@ static void an_idle_link_closes_by_itself(void **state)
     assert_true(command_run(l, &(struct command_spec){.argv = argv}, NULL, &r, NULL));
     assert_int_equal(r.exit_code, 0);
     command_result_free(&r);
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
 }
 
 int main(void)
 {
-    cleanup_free char *self = realpath("/proc/self/exe", NULL);
-    *strrchr(self, '/') = 0;
-    helper = xasprintf("%s/../../exedev-vm", self);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(results_are_the_commands_own),
         cmocka_unit_test(what_cannot_start_says_why),
@@ -465,7 +442,5 @@ int main(void)
         cmocka_unit_test(a_reader_that_stalls_holds_up_only_itself),
         cmocka_unit_test(an_idle_link_closes_by_itself),
     };
-    int failed = cmocka_run_group_tests(tests, setup, teardown);
-    free(helper);
-    return failed;
+    return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,10 +1,5 @@
 /* Durable commands over broken links: the real helper, its passing end killed under the commands.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <cmocka.h>
 #include <dirent.h>
 #include <pthread.h>
 #include <signal.h>
@@ -16,21 +11,12 @@
 #include "base/alloc.h"
 #include "base/cleanup.h"
 #include "lib/command.h"
-
-static char *helper;
+#include "link_help.h"
 
 static struct link *durable_link(const char *marker, int keep_ms)
 {
-    const char *const argv[] = {helper, "serve", NULL};
-    struct link *l = link_get(&(struct link_options){.vm_name = "vm-d",
-                                                     .host = "localhost",
-                                                     .local_argv = argv,
-                                                     .marker = marker,
-                                                     .durable = true,
-                                                     .durable_keep_ms = keep_ms},
-                              NULL);
-    assert_non_null(l);
-    return l;
+    return local_link((struct link_options){
+        .vm_name = "vm-d", .marker = marker, .durable = true, .durable_keep_ms = keep_ms});
 }
 
 /* Our own children: what stands for ssh. */
@@ -103,8 +89,7 @@ static void no_number_is_lost_and_none_comes_twice(void **state)
     assert_int_equal(r.exit_code, 5);
     command_result_free(&r);
     buf_free(&want);
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
 }
 
 /* Output that waits in the spool, and a reader that has credit again only after the reconnect. */
@@ -125,8 +110,7 @@ static void much_output_goes_on_from_the_exact_byte(void **state)
     }
     assert_string_equal(at, "\n");
     command_result_free(&r);
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
 }
 
 static void stdin_goes_on_too(void **state)
@@ -151,8 +135,7 @@ static void stdin_goes_on_too(void **state)
     assert_int_equal(r.out.len, n);
     assert_memory_equal(r.out.data, data, n);
     command_result_free(&r);
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
 }
 
 static void *run_plain(void *arg)
@@ -201,8 +184,7 @@ static void only_durable_commands_survive(void **state)
     command_result_free(&r);
     command_result_free(plain);
     free(plain);
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
 }
 
 /* The client is gone for longer than the session waits. */
@@ -253,15 +235,11 @@ static void what_was_left_over_is_ended_by_marker(void **state)
     if (!link_end_all(l, deadline_in(10000), &err))
         fail_msg("%s", err.msg);
     assert_false(process_lives("left"));
-    link_close(l);
-    link_unref(l);
+    drop_link(l);
 }
 
 int main(void)
 {
-    cleanup_free char *self = realpath("/proc/self/exe", NULL);
-    *strrchr(self, '/') = 0;
-    helper = xasprintf("%s/../../exedev-vm", self);
     const struct CMUnitTest tests[] = {
         /* These two fork: before there are threads. */
         cmocka_unit_test(the_vm_does_not_wait_for_ever),
@@ -271,7 +249,5 @@ int main(void)
         cmocka_unit_test(stdin_goes_on_too),
         cmocka_unit_test(only_durable_commands_survive),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    free(helper);
-    return failed;
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -428,11 +428,7 @@ static void pings_are_answered_and_silence_is_the_end(void **state)
     assert_true(v.pings > 0);
     assert_int_equal(vm_reap(&v), 0);
     assert_true(gone((pid_t)r.pid));
-    close(v.in);
-    close(v.out);
-    buf_free(&v.rx);
-    buf_free(&v.logs);
-    free(v.home), free(v.user), free(v.dir);
+    vm_free(&v);
     got_free(&g);
 }
 

@@ -210,12 +210,7 @@ static void session_ends(enum end how)
     }
     assert_true(alive(back));
     kill(back, SIGKILL);
-    if (v.in >= 0)
-        close(v.in);
-    close(v.out);
-    buf_free(&v.rx);
-    buf_free(&v.logs);
-    free(v.home), free(v.user), free(v.dir);
+    vm_free(&v);
     got_free(&g);
 }
 

@@ -261,17 +261,25 @@ static UNUSED int vm_reap(struct vm *v)
     return WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-static UNUSED int vm_close(struct vm *v)
+static UNUSED void vm_free(struct vm *v)
 {
     if (v->in >= 0)
         close(v->in);
-    int status = vm_reap(v);
     close(v->out);
     buf_free(&v->rx);
     buf_free(&v->logs);
     free(v->home);
     free(v->user);
     free(v->dir);
+}
+
+static UNUSED int vm_close(struct vm *v)
+{
+    if (v->in >= 0)
+        close(v->in);
+    v->in = -1;
+    int status = vm_reap(v);
+    vm_free(v);
     return status;
 }
 

@@ -11,7 +11,12 @@ for word in "$@"; do
     esac
 done
 if [ ${#benches[@]} = 0 ]; then
-    for f in bench/*.mjs; do [ "$f" = bench/common.mjs ] || benches+=("$(basename "$f" .mjs)"); done
+    for f in bench/*.mjs; do
+        case $f in
+            */common.mjs | */chart.mjs) ;;
+            *) benches+=("$(basename "$f" .mjs)") ;;
+        esac
+    done
 fi
 for b in "${benches[@]}"; do
     [ -f "bench/$b.mjs" ] || die "there is no bench/$b.mjs"
