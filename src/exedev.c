@@ -1,7 +1,11 @@
 /* exedev: a table of subcommands, each a file in src/cmd. */
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/cleanup.h"
@@ -69,11 +73,40 @@ static int unknown(const char *word)
     return EXIT_USAGE;
 }
 
+/* A standard stream that is closed must not become the first file that is opened. */
+static void fill_standard_streams(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* What could not be written is a failure, but not to a reader that has gone: it has what it wants.
+ */
+static void finish_stdout(void)
+{
+    bool failed = ferror(stdout);
+
+    errno = 0;
+    if ((fflush(stdout) == 0 && !failed) || errno == EPIPE)
+        return;
+    cmd_fail(EXIT_FAILED, "write to standard output: %s",
+             errno ? strerror(errno) : "some of it could not be written");
+    _exit(EXIT_FAILED);
+}
+
 int main(int argc, char **argv)
 {
+    fill_standard_streams();
+    atexit(finish_stdout);
     /* Secrets live in this process: no core dump of it, whatever the user's limit. */
     secret_protect_process();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error of write, told where it happens */
+    cmd_log_to_stderr();
     if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
         return cmd_help(1, (char *[]){(char *)"help", NULL}) | (argc < 2 ? EXIT_USAGE : 0);
     if (strcmp(argv[1], "--version") == 0)

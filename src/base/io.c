@@ -80,7 +80,7 @@ bool io_write_file(const char *path, mode_t mode, const void *p, size_t n, struc
     cleanup_fd int fd = mkostemp(temp, O_CLOEXEC);
 
     if (fd < 0)
-        return error_sys(err, errno, "%s", temp);
+        return error_sys(err, errno, "make a file beside %s", path);
     bool ok = false;
     if (fchmod(fd, mode) < 0)
         error_sys(err, errno, "%s", temp);

@@ -31,7 +31,7 @@ bool io_mkdirs(const char *path, mode_t mode, struct error *err);
 bool io_set_nonblock(int fd, bool on);
 bool io_set_cloexec(int fd, bool on);
 
-/* sha256 as lower-case hex is in lib; hex and base64 that need no library are here. */
+/* Lower-case, NUL-terminated. */
 void io_hex(const void *p, size_t n, char *out /* 2n + 1 */);
 /* n random bytes from the kernel; never fails. */
 void io_random(void *p, size_t n);

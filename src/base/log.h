@@ -1,6 +1,5 @@
 /* Diagnostics of the library, for whoever runs it: the worker turns them into `log` notifications,
- * the command line into lines on stderr. Text passes through redact before it gets here.
- * Thread-safe. */
+ * the command line into lines on stderr. The sinks redact. Thread-safe. */
 #ifndef BASE_LOG_H
 #define BASE_LOG_H
 

@@ -175,9 +175,7 @@ char *text_duration_ms(long long ms)
         return xasprintf("%.1f s", (double)ms / 1000);
     if (ms < 3600000)
         return xasprintf("%lld min %lld s", ms / 60000, ms / 1000 % 60);
-    if (ms < 3 * 86400000LL)
-        if (ms < 172800000)
-            return xasprintf("%lld h %lld min", ms / 3600000, ms / 60000 % 60);
-    return xasprintf("%lld days", ms / 86400000);
+    if (ms < 2 * 86400000LL)
+        return xasprintf("%lld h %lld min", ms / 3600000, ms / 60000 % 60);
     return xasprintf("%lld days", ms / 86400000);
 }

@@ -45,11 +45,13 @@ struct cmd_usage {
     const char *examples; /* lines */
     bool settings;        /* takes the connection settings too: --environment, --set, --KEY */
     int min, max;         /* operands; max -1: any number */
+    int command;          /* from this operand on all is a remote command's own; 0: there is none */
 };
 
-/* Parses options up to the first operand or "--" ("--" is dropped). `--help` prints the help and
- * exits 0; an unknown option suggests the nearest and exits EXIT_USAGE, as does a wrong number of
- * operands. options end with {0}. Returns the index of the first operand. */
+/* Options may stand before, between and after the operands, up to "--" (which is dropped) or to a
+ * remote command. `--help` prints the help and exits 0; an unknown option suggests the nearest and
+ * exits EXIT_USAGE, as does a wrong number of operands. options end with {0}. Returns the index of
+ * the first operand: argv is put in order, so that they are its last. */
 int cmd_parse(int argc, char **argv, const struct cmd_option *options,
               const struct cmd_usage *usage);
 /* The name for messages: argv[0] of the running subcommand. */
@@ -68,10 +70,9 @@ struct config *cmd_config(void);
 
 /* "exedev NAME: message" on stderr; returns status. */
 int cmd_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* The error's message; returns EXIT_USAGE for a wrong input, EXIT_TRANSPORT for network and SSH,
+ * else EXIT_FAILED. */
 int cmd_fail_err(const struct error *err);
-/* Exit status for an error: EXIT_USAGE for a wrong input, EXIT_TRANSPORT for network and SSH, else
- * EXIT_FAILED. */
-int cmd_status_of(const struct error *err);
 
 bool cmd_color(int fd); /* a terminal, NO_COLOR not set, TERM not dumb */
 /* Asks on the terminal; false without one. */

@@ -27,7 +27,7 @@ static const char *pick(struct configfile *cf, bool to_change, struct error *err
     if (!name)
         name = configfile_default(cf);
     if (!name && to_change)
-        return configfile_add(cf, "main", NULL, err) ? "main" : NULL;
+        return configfile_add(cf, "main", err) ? "main" : NULL;
     if (!name) {
         error_set(
             err, ERR_NOT_FOUND,
@@ -36,7 +36,7 @@ static const char *pick(struct configfile *cf, bool to_change, struct error *err
     }
     if (!json_object_get(cf->environments, name)) {
         if (to_change && create)
-            return configfile_add(cf, name, NULL, err) ? name : NULL;
+            return configfile_add(cf, name, err) ? name : NULL;
         cleanup_json json_t *none = configfile_raw(cf, name, err);
         if (to_change)
             error_append(err, ". --create makes it");
@@ -184,18 +184,15 @@ int cmd_config_file(int argc, char **argv)
         .about = "Reads and changes the saved settings. A secret is typed without echo or piped "
                  "in, kept apart from the "
                  "others, and never printed. `exedev help settings` lists the keys; env.NAME is "
-                 "one variable of env.",
+                 "one variable of env. "
+                 "A value that begins with a hyphen goes after --.",
         .examples =
             "  exedev config set cpu 8\n  exedev config set sshPrivateKey < ~/.ssh/id_ed25519",
         .min = 1,
         .max = -1,
     };
-    struct cmd_usage rest = usage;
     int i = cmd_parse(argc, argv, options, &usage);
-    const char *verb = argv[i];
-    rest.min = 0;
-    argv[i] = argv[0];
-    i += cmd_parse(argc - i, argv + i, options, &rest); /* options may stand after the verb, too */
+    const char *verb = argv[i++];
     int n = argc - i;
     const char *key = n > 0 ? argv[i] : NULL, *value = n > 1 ? argv[i + 1] : NULL;
     static const char *const verbs[] = {"get", "set", "unset", "list", "path", NULL};

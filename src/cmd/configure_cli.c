@@ -2,14 +2,9 @@
  */
 #include "cmd/configure_cli.h"
 
-#include <errno.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -19,6 +14,7 @@
 #include "base/text.h"
 #include "cmd/cmd.h"
 #include "cmd/edit.h"
+#include "cmd/interrupt.h"
 #include "cmd/terminal.h"
 #include "lib/lease.h"
 #include "lib/redact.h"
@@ -259,28 +255,6 @@ static int validate(const struct configfile *cf, const char *name)
     return (int)errors;
 }
 
-static int interrupt_fd;
-
-static void interrupted(int sig)
-{
-    uint64_t one = 1;
-    ssize_t ignored = write(interrupt_fd, &one, sizeof one);
-
-    (void)sig;
-    (void)ignored;
-}
-
-/* cancel_fire takes locks, which a signal handler must not. */
-static void *fire_when_interrupted(void *cancel)
-{
-    uint64_t times;
-
-    while (read(interrupt_fd, &times, sizeof times) < 0 && errno == EINTR)
-        ;
-    cancel_fire(cancel);
-    return NULL;
-}
-
 static void show_step(const char *step, const char *text, long long ms, bool ok, void *arg)
 {
     cleanup_free char *took = text_duration_ms(ms), *safe = redact(text);
@@ -303,20 +277,10 @@ static int test(const struct configfile *cf, const char *name)
     }
     puts("Testing (Ctrl-C cancels; the VM is deleted either way)...");
     struct cancel *cancel = cancel_new();
-    struct sigaction old, ours = {.sa_handler = interrupted};
-    pthread_t watcher;
-    interrupt_fd = eventfd(0, EFD_CLOEXEC);
-    bool watched =
-        interrupt_fd >= 0 && pthread_create(&watcher, NULL, fire_when_interrupted, cancel) == 0;
-    if (watched)
-        sigaction(SIGINT, &ours, &old);
+    interrupts_block();
+    pthread_t interrupts = interrupts_start(cancel, NULL);
     lease_probe(config, show_step, NULL, cancel, &result);
-    if (watched) {
-        interrupted(0); /* the watcher ends; firing is harmless by now */
-        pthread_join(watcher, NULL);
-        sigaction(SIGINT, &old, NULL);
-    }
-    close(interrupt_fd);
+    interrupts_stop(interrupts);
     cleanup_free char *summary = redact(result.summary ? result.summary : "");
     printf("%s\n", summary);
     bool ok = result.ok;
@@ -338,7 +302,7 @@ static char *choose(struct configfile *cf, const char *asked, struct error *err)
             there ? xstrdup(there) : terminal_line("A name for this set of settings [main]: ", err);
         if (!name)
             return NULL;
-        if (configfile_add(cf, *name ? name : "main", NULL, &why))
+        if (configfile_add(cf, *name ? name : "main", &why))
             return xstrdup(*name ? name : "main");
         if (there) {
             error_move(err, &why);

@@ -123,9 +123,15 @@ static void check_token(struct doctor *d, const struct config *cfg)
     }
     token_describe(&token, time(NULL), &words);
     buf_puts(&words, ""); /* never NULL from here on */
-    for (char *nl = strchr(words.data, '\n'); nl; nl = strchr(nl, '\n'))
-        *nl = nl[1] ? ';' : 0;
-    say(d, DOCTOR_OK, "token", "from %s: %s", cfg->api_key_source, words.data);
+    cleanup_buf struct buf line = {0};
+    for (const char *c = words.data; *c; c++) {
+        if (*c == '\n')
+            buf_puts(&line, c[1] ? "; " : "");
+        else if (*c != ' ' || c[1] != ' ') /* it was a table */
+            buf_putc(&line, *c);
+    }
+    buf_puts(&line, "");
+    say(d, DOCTOR_OK, "token", "from %s: %s", cfg->api_key_source, line.data);
 }
 
 static void check_agent(struct doctor *d, const char *socket)
@@ -230,8 +236,7 @@ static void check_account(struct doctor *d, const struct config *cfg)
     }
     for (size_t i = 0; i < all.n; i++)
         ours += record_has_tag(&all.list[i], MARK_TAG) == RECORD_TAG_YES;
-    say(d, DOCTOR_OK, "account", "the token is taken; %zu VMs, %zu of them made by exedev", all.n,
-        ours);
+    say(d, DOCTOR_OK, "account", "the token is taken; VMs: %zu, made by exedev: %zu", all.n, ours);
 }
 
 static void check_limits(struct doctor *d)
@@ -271,9 +276,9 @@ static void check_state(struct doctor *d, const struct config *cfg)
     }
     if (waiting)
         say(d, DOCTOR_WARNING, "state",
-            "%zu VMs in the journal still wait to be deleted: exedev gc", waiting);
+            "VMs in the journal that still wait to be deleted: %zu. Run exedev gc", waiting);
     else
-        say(d, DOCTOR_OK, "state", "%s, %zu VMs in the journal", dir, journal.n);
+        say(d, DOCTOR_OK, "state", "%s, VMs in the journal: %zu", dir, journal.n);
 }
 
 /* The host takes the first running plugin that declares a driver key (paperclip.md). */
@@ -330,7 +335,8 @@ int cmd_doctor(int argc, char **argv)
     if (d.json)
         cmd_print_json(d.lines);
     else
-        printf("\n%d failures, %d warnings\n", d.failures, d.warnings);
+        printf("\n%d failure%s, %d warning%s\n", d.failures, d.failures == 1 ? "" : "s", d.warnings,
+               d.warnings == 1 ? "" : "s");
     json_decref(d.lines);
     return d.failures ? EXIT_FAILED : EXIT_OK;
 }

@@ -62,14 +62,11 @@ int cmd_exec(int argc, char **argv)
         .settings = true,
         .min = 2,
         .max = -1,
+        .command = 2,
     };
     int i = cmd_parse(argc, argv, options, &usage);
     const char *vm = argv[i++];
 
-    if (i < argc && strcmp(argv[i], "--") == 0)
-        i++;
-    if (i == argc)
-        return cmd_fail(EXIT_USAGE, "there is no command after the VM's name");
     struct remote_spec spec = {
         .argv = (const char *const *)argv + i, .cwd = cwd, .tty = tty, .no_stdin = no_stdin};
     int status = remote_options(&spec, &env, timeout);

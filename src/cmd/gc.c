@@ -87,9 +87,13 @@ int cmd_gc(int argc, char **argv)
         print_list(&l);
     int status = EXIT_OK;
     size_t n = to_remove(&l);
-    bool ask = !dry && !yes && !json && n > 0;
-    if (ask && isatty(STDIN_FILENO) && !cmd_confirm("Remove them?"))
+    if (!dry && !yes && !json && n > 0 && !cmd_confirm("Remove them?")) {
         dry = true;
+        status = cmd_fail(EXIT_FAILED, isatty(STDIN_FILENO)
+                                           ? "nothing was removed"
+                                           : "nothing was removed, as there is nobody to ask: say "
+                                             "--yes, or --dry-run");
+    }
     if (!dry && n > 0 && !lease_gc_remove(cfg, &l, &err))
         status = cmd_fail_err(&err);
     if (json) {

@@ -26,7 +26,7 @@ int cmd_fail(int status, const char *fmt, ...)
     return status;
 }
 
-int cmd_status_of(const struct error *err)
+static int status_of(const struct error *err)
 {
     switch (err->code) {
     case ERR_INVALID:
@@ -43,7 +43,7 @@ int cmd_status_of(const struct error *err)
 
 int cmd_fail_err(const struct error *err)
 {
-    return cmd_fail(cmd_status_of(err), "%s", err->msg ? err->msg : "failed for an unknown reason");
+    return cmd_fail(status_of(err), "%s", err->msg ? err->msg : "failed for an unknown reason");
 }
 
 bool cmd_color(int fd)

@@ -11,6 +11,8 @@
 #include "cmd/cmd.h"
 #include "cmd/settings.h"
 
+#define HELP_WIDTH 80
+
 const char *cmd_name = "exedev";
 
 /* Edits between two words (Levenshtein), rows of one word at a time. */
@@ -69,10 +71,25 @@ static void print_option(char letter, const char *name, const char *arg, const c
         printf("%s\n%30s%s\n", left.data, "", help);
 }
 
+/* Words are parted by one space or newline each. */
+static void print_paragraph(const char *text)
+{
+    int column = 0;
+
+    while (*text) {
+        int n = (int)strcspn(text, " \n");
+        bool wrap = column && column + 1 + n > HELP_WIDTH;
+        printf("%s%.*s", wrap ? "\n" : column ? " " : "", n, text);
+        column = wrap || !column ? n : column + 1 + n;
+        text += n + (text[n] != 0);
+    }
+}
+
 static void print_help(const struct cmd_option *options, const struct cmd_usage *usage)
 {
-    printf("usage: exedev %s %s\n\n%s\n\n", cmd_name, usage->synopsis, usage->about);
-    printf("Options:\n");
+    printf("usage: exedev %s %s\n\n", cmd_name, usage->synopsis);
+    print_paragraph(usage->about);
+    printf("\n\nOptions:\n");
     for (const struct cmd_option *o = options; o->name; o++) {
         if (o->help)
             print_option(o->letter, o->name, o->arg, o->help);
@@ -242,22 +259,28 @@ static void parse_name(int argc, char **argv, int *i, const struct cmd_option *o
 int cmd_parse(int argc, char **argv, const struct cmd_option *options,
               const struct cmd_usage *usage)
 {
-    int i = 1;
+    cleanup_free char **operands = xcalloc((size_t)argc, sizeof *operands);
+    bool literal = false;
+    int n = 0;
 
     cmd_name = argv[0];
-    for (; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
-        if (strcmp(argv[i], "--") == 0) {
-            i++;
-            break;
-        }
-        if (argv[i][1] == '-')
+    for (int i = 1; i < argc; i++) {
+        /* In `exec -- VM -- COMMAND` the second one is ours, too. */
+        if (strcmp(argv[i], "--") == 0 && (!literal || (n > 0 && n + 1 == usage->command))) {
+            literal = true;
+        } else if (literal || argv[i][0] != '-' || !argv[i][1]) {
+            operands[n++] = argv[i];
+            literal = literal || n == usage->command;
+        } else if (argv[i][1] == '-') {
             parse_name(argc, argv, &i, options, usage);
-        else
+        } else {
             parse_letters(argc, argv, &i, options, usage);
+        }
     }
-    if (argc - i < usage->min)
+    if (n < usage->min)
         usage_error("something is missing: exedev %s %s", cmd_name, usage->synopsis);
-    if (usage->max >= 0 && argc - i > usage->max)
-        usage_error("'%s' is one argument too many", argv[i + usage->max]);
-    return i;
+    if (usage->max >= 0 && n > usage->max)
+        usage_error("'%s' is one argument too many", operands[usage->max]);
+    memcpy(argv + argc - n, operands, (size_t)n * sizeof *operands);
+    return argc - n;
 }

@@ -5,6 +5,7 @@
 #include "base/json.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
+#include "cmd/interrupt.h"
 #include "lib/config.h"
 #include "lib/lease.h"
 
@@ -42,7 +43,12 @@ int cmd_probe(int argc, char **argv)
     cleanup_config struct config *cfg = cmd_config();
     if (!cfg)
         return EXIT_USAGE;
-    lease_probe(cfg, json ? NULL : progress, NULL, NULL, &r);
+    interrupts_block();
+    struct cancel *cancel = cancel_new();
+    pthread_t interrupts = interrupts_start(cancel, "deleting the VM first");
+    lease_probe(cfg, json ? NULL : progress, NULL, cancel, &r);
+    int sig = interrupts_stop(interrupts);
+    cancel_unref(cancel);
     bool ok = r.ok;
     if (json) {
         cleanup_json json_t *all = json_pack("{s:b, s:s, s:O, s:O}", "ok", ok, "summary", r.summary,
@@ -55,5 +61,5 @@ int cmd_probe(int argc, char **argv)
     }
     probe_result_free(&r);
     lease_shutdown(1000);
-    return ok ? EXIT_OK : EXIT_FAILED;
+    return ok ? EXIT_OK : sig ? 128 + sig : EXIT_FAILED;
 }

@@ -76,7 +76,7 @@ void progress_begin(struct progress *p, const char *step, const char *text)
     p->since = now_ms();
     if (!p->terminal)
         return;
-    cleanup_free char *line = xasprintf("          %-8s %s ...", step, text);
+    cleanup_free char *line = xasprintf("          %-9s %s ...", step, text);
     show(p, line);
 }
 
@@ -93,7 +93,7 @@ void progress_step(struct progress *p, const char *step, const char *text, long 
         return;
     }
     progress_quiet(p);
-    fprintf(stderr, "%s%7.2f s%s %-8s %s\n", p->color ? (ok ? "\033[32m" : "\033[31m") : "",
+    fprintf(stderr, "%s%7.2f s%s %-9s %s\n", p->color ? (ok ? "\033[32m" : "\033[31m") : "",
             (double)ms / 1000, p->color ? "\033[0m" : "", step, text);
 }
 
@@ -105,18 +105,25 @@ static char *fit(const char *step, int percent, const char *bytes, const char *r
     static const char bar[] = "########################";
     cleanup_free char *text = xasprintf("%3d%%  %s  %s/s  %s left", percent, bytes, rate, left),
                       *shorter = xasprintf("%d%%  %s/s  %s left", percent, rate, left);
-    int head = (int)strlen("          12345678 [] "), room = width - 1 - head - (int)strlen(text);
+    int head = (int)strlen("          123456789 [] "), room = width - 1 - head - (int)strlen(text);
 
     if (room >= LEAST) {
         room = room < MOST ? room : MOST;
         int full = percent * room / 100;
-        return xasprintf("          %-8s [%.*s%*s] %s", step, full, bar, room - full, "", text);
+        return xasprintf("          %-9s [%.*s%*s] %s", step, full, bar, room - full, "", text);
     }
     if (width > (int)(strlen(step) + 1 + strlen(text)))
         return xasprintf("%s %s", step, text);
     if (width > (int)strlen(shorter))
         return steal_ptr(shorter);
     return xasprintf("%d%%", percent);
+}
+
+char *progress_amount(uint64_t files, uint64_t bytes)
+{
+    cleanup_free char *size = text_bytes(bytes);
+
+    return xasprintf("%llu file%s, %s", (unsigned long long)files, files == 1 ? "" : "s", size);
 }
 
 void progress_transfer(uint64_t moved, uint64_t done, uint64_t total, void *arg)
@@ -135,7 +142,7 @@ void progress_transfer(uint64_t moved, uint64_t done, uint64_t total, void *arg)
         int percent = (int)((double)done * 100 / (double)total);
         line = fit(p->step, percent, bytes, rate, left, (int)columns());
     } else {
-        line = xasprintf("          %-8s %s  %s/s", p->step, bytes, rate);
+        line = xasprintf("          %-9s %s  %s/s", p->step, bytes, rate);
     }
     show(p, line);
 }

@@ -16,6 +16,8 @@ void progress_begin(struct progress *p, const char *step, const char *text);
 /* Takes the running step off the terminal, for output of others. */
 void progress_quiet(struct progress *p);
 void progress_step(struct progress *p, const char *step, const char *text, long long ms, bool ok);
+/* "3 files, 4.5 kB"; owned. */
+char *progress_amount(uint64_t files, uint64_t bytes);
 /* For transfer_opts.progress. */
 void progress_transfer(uint64_t moved, uint64_t done, uint64_t total, void *arg);
 

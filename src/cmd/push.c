@@ -172,10 +172,10 @@ static void summary(struct copy *c, const struct transfer_stats *s, int64_t ms)
         cmd_print_json(o);
         return;
     }
-    cleanup_free char *bytes = text_bytes(s->bytes),
+    cleanup_free char *amount = progress_amount(s->files, s->bytes),
                       *rate = text_bytes(ms ? s->bytes * 1000 / (uint64_t)ms : s->bytes);
     cleanup_buf struct buf text = {0};
-    buf_printf(&text, "%s%llu files, %s", would, (unsigned long long)s->files, bytes);
+    buf_printf(&text, "%s%s", would, amount);
     if (!c->opts.dry_run)
         buf_printf(&text, ", %s/s", rate);
     if (s->same)
@@ -218,7 +218,6 @@ static int run_copy(struct copy *c)
     if (!cfg)
         return EXIT_USAGE;
     interrupts_block();
-    cmd_log_to_stderr();
     c->opts.cancel = cancel_new();
     c->progress = progress_new(c->quiet, c->json);
     if (c->json && c->opts.dry_run)
@@ -267,6 +266,7 @@ static int copy_main(int argc, char **argv, bool push)
         {"dry-run", 'n', NULL, "say what would be done, write nothing", OPT_FLAG, &c.opts.dry_run},
         {"quiet", 'q', NULL, "no progress, no summary", OPT_FLAG, &c.quiet},
         {"json", 0, NULL, "print a summary as JSON", OPT_FLAG, &c.json},
+        /* From here on for pull alone, whose other side is not trusted: NULL ends the list. */
         {push ? NULL : "refuse-case", 0, NULL, "fail on names in a folder that differ only by case",
          OPT_FLAG, &c.opts.refuse_case},
         {"max-entries", 0, "N", "fail on more files and folders than this (10 million)", OPT_INT,

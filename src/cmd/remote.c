@@ -149,14 +149,13 @@ static bool put(struct remote *r, const struct stream_chunk *chunk, int *status)
 {
     cleanup_error struct error err = {0};
 
-    if (*status == 128 + SIGPIPE)
+    if (*status)
         return false;
     if (io_write_all(chunk->channel == 2 ? STDERR_FILENO : STDOUT_FILENO, chunk->data, chunk->len,
                      DEADLINE_NEVER, &err))
         return true;
-    if (err.sys != EPIPE)
-        cmd_fail(EXIT_FAILED, "pass on the output: %s", err.msg);
-    *status = 128 + SIGPIPE;
+    *status =
+        err.sys == EPIPE ? 128 + SIGPIPE : cmd_fail(EXIT_FAILED, "pass on the output: %s", err.msg);
     stream_kill(r->stream, 0, 0);
     return false;
 }
@@ -221,7 +220,8 @@ int remote_options(struct remote_spec *spec, const struct cmd_list *env, long lo
     if (timeout < 0 || timeout > TIMEOUT_MAX)
         return cmd_fail(EXIT_USAGE, "--timeout is 1 to %d seconds, or 0 for none", TIMEOUT_MAX);
     for (int i = 0; i < env->n; i++) {
-        if (!strchr(env->items[i], '='))
+        const char *eq = strchr(env->items[i], '=');
+        if (!eq || eq == env->items[i])
             return cmd_fail(EXIT_USAGE, "--env wants NAME=VALUE, not '%s'", env->items[i]);
     }
     spec->env = env->items;

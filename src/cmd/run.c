@@ -57,7 +57,9 @@ static bool check_folder(struct error *err)
 
 static void lease_step(const char *step, const char *text, long long ms, bool ok, void *arg)
 {
-    progress_step(arg, step, text, ms, ok);
+    cleanup_free char *failed = ok ? NULL : xasprintf("failed: %s", text);
+
+    progress_step(arg, step, ok ? text : failed, ms, ok);
 }
 
 static bool acquire(struct run *r, struct error *err)
@@ -98,14 +100,14 @@ static bool push(struct run *r, struct error *err)
     progress_begin(r->progress, "push", "this folder to the VM");
     if (!transfer_push(r->link, ".", r->remote_dir, &opts, &stats, err))
         return error_prefix(err, "copy this folder to the VM");
-    cleanup_free char *bytes = text_bytes(stats.bytes);
-    cleanup_free char *text =
-        xasprintf("%llu files, %s, to %s", (unsigned long long)stats.files, bytes, r->remote_dir);
+    cleanup_free char *amount = progress_amount(stats.files, stats.bytes);
+    cleanup_free char *text = xasprintf("%s, to %s", amount, r->remote_dir);
     progress_step(r->progress, "push", text, now_ms() - start, true);
     return true;
 }
 
-/* Only what differs comes back; a file that the command deleted stays here. */
+/* Only what differs comes back; a file that the command deleted stays here, one that it made a
+ * folder of is replaced. */
 static bool pull_one(struct run *r, const char *path, struct transfer_stats *stats,
                      struct error *err)
 {
@@ -119,8 +121,15 @@ static bool pull_one(struct run *r, const char *path, struct transfer_stats *sta
         .progress_arg = r->progress,
     };
     cleanup_free char *remote = xasprintf("%s/%s", r->remote_dir, path);
+    cleanup_error struct error why = {0};
 
-    if (!transfer_pull(r->link, remote, path, &opts, stats, err))
+    bool ok = transfer_pull(r->link, remote, path, &opts, stats, &why);
+    opts.merge = false;
+    if (!ok && why.code == ERR_EXISTS)
+        ok = transfer_pull(r->link, remote, path, &opts, stats, err);
+    else
+        error_move(err, &why);
+    if (!ok)
         return error_prefix(err, "copy %s back", path);
     return true;
 }
@@ -137,9 +146,8 @@ static bool pull(struct run *r, struct error *err)
         if (!pull_one(r, r->pull.items[i], &stats, err))
             return false;
     }
-    cleanup_free char *bytes = text_bytes(stats.bytes);
-    cleanup_free char *text = xasprintf("%llu files, %s", (unsigned long long)stats.files, bytes);
-    progress_step(r->progress, "pull", text, now_ms() - start, true);
+    cleanup_free char *amount = progress_amount(stats.files, stats.bytes);
+    progress_step(r->progress, "pull", amount, now_ms() - start, true);
     return true;
 }
 
@@ -171,8 +179,8 @@ static int whole_job(struct run *r, struct remote_spec *spec)
     int status = EXIT_FAILED;
     pthread_t interrupts = watch(r);
     bool ok = acquire(r, &err) && (r->no_push || push(r, &err));
+    int sig = interrupts_stop(interrupts);
 
-    interrupts_stop(interrupts);
     if (ok) {
         int64_t start = now_ms();
         spec->cwd = r->remote_dir;
@@ -187,10 +195,10 @@ static int whole_job(struct run *r, struct remote_spec *spec)
             ok = false;
             status = status ? status : EXIT_FAILED;
         }
-        interrupts_stop(interrupts);
+        sig = interrupts_stop(interrupts);
     }
     if (!ok) {
-        int why = cmd_fail_err(&err);
+        int why = sig ? cmd_fail(128 + sig, "%s", err.msg) : cmd_fail_err(&err);
         status = status == EXIT_FAILED || status == 0 ? why : status;
     }
     interrupts = watch(r);
@@ -252,6 +260,7 @@ int cmd_run(int argc, char **argv)
         .settings = true,
         .min = 1,
         .max = -1,
+        .command = 1,
     };
     int i = cmd_parse(argc, argv, options, &usage);
     cleanup_error struct error err = {0};
@@ -273,7 +282,6 @@ int cmd_run(int argc, char **argv)
     spec.source_nvm = cfg->source_nvm;
     spec.durable = cfg->durable_commands;
     interrupts_block();
-    cmd_log_to_stderr();
     r.cfg = cfg;
     r.cancel = cancel_new();
     r.progress = progress_new(quiet, json);

@@ -187,6 +187,17 @@ char *settings_option(const char *name, const char *value)
  * child gets them. */
 static char *set_from_environment(json_t *raw)
 {
+    static const char *const files[][2] = {{"EXEDEV_API_KEY_FILE", "apiKey"},
+                                           {"EXEDEV_SSH_KEY_FILE", "sshPrivateKey"}};
+
+    for (size_t i = 0; i < 2; i++) {
+        const char *path = getenv(files[i][0]);
+        if (!path || !*path || json_object_get(from_flags, files[i][1]))
+            continue;
+        cleanup_free char *why = set_from_file(raw, files[i][1], path);
+        if (why)
+            return xasprintf("%s: %s", files[i][0], why);
+    }
     for (const struct config_field *f = config_fields; f->key; f++) {
         if (f->type == FIELD_MAP)
             continue;

@@ -7,6 +7,7 @@
 #include "base/json.h"
 #include "base/text.h"
 #include "cmd/cmd.h"
+#include "cmd/interrupt.h"
 #include "lib/config.h"
 #include "lib/expiry.h"
 #include "lib/lease.h"
@@ -14,6 +15,15 @@
 #include "lib/token.h"
 
 CMD(template);
+
+/* What a mark (lib/name.h) keeps of an id. */
+#define LABEL_BYTES "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+
+static pthread_t stoppable(struct cancel *cancel)
+{
+    interrupts_block();
+    return interrupts_start(cancel, "cleaning up first, so that no VM is left behind");
+}
 
 static int start(const struct config *cfg, const char *from, const char *expires, bool json)
 {
@@ -29,8 +39,13 @@ static int start(const struct config *cfg, const char *from, const char *expires
         at = expiry_text((int64_t)time(NULL) + seconds);
         req.expires_at = at;
     }
-    if (!template_setup_start(cfg, &req, NULL, &s, &err))
-        return cmd_fail_err(&err);
+    struct cancel *cancel = cancel_new();
+    pthread_t interrupts = stoppable(cancel);
+    bool ok = template_setup_start(cfg, &req, cancel, &s, &err);
+    int sig = interrupts_stop(interrupts);
+    cancel_unref(cancel);
+    if (!ok)
+        return sig ? cmd_fail(128 + sig, "%s", err.msg) : cmd_fail_err(&err);
     if (json) {
         cleanup_json json_t *j =
             json_pack("{s:s, s:s, s:s, s:i, s:s*, s:s*}", "name", s.id, "command", s.command,
@@ -58,8 +73,15 @@ static int capture(const struct config *cfg, const char *vm, const char *label, 
     cleanup_free char *ref = NULL;
     bool missing;
 
-    if (!template_capture(cfg, vm, NULL, label, 0, NULL, &ref, &err))
-        return cmd_fail_err(&err);
+    if (label && (!*label || label[strspn(label, LABEL_BYTES)]))
+        return cmd_fail(EXIT_USAGE, "--label takes letters, digits, . _ and -, not '%s'", label);
+    struct cancel *cancel = cancel_new();
+    pthread_t interrupts = stoppable(cancel);
+    bool ok = template_capture(cfg, vm, NULL, label, 0, cancel, &ref, &err);
+    int sig = interrupts_stop(interrupts);
+    cancel_unref(cancel);
+    if (!ok)
+        return sig ? cmd_fail(128 + sig, "%s", err.msg) : cmd_fail_err(&err);
     if (json) {
         cleanup_json json_t *j = json_pack("{s:s}", "template", ref);
         cmd_print_json(j);
@@ -121,7 +143,7 @@ int cmd_template(int argc, char **argv)
          &expires},
         {"label", 0, "TEXT", "capture: a word to know it by", OPT_STRING, &label},
         {"keep", 0, NULL, "capture: do not delete the VM it was made from", OPT_FLAG, &keep},
-        {"json", 0, NULL, "print the result as JSON", OPT_FLAG, &json},
+        {"json", 0, NULL, "start, capture, ls: print the result as JSON", OPT_FLAG, &json},
         {0},
     };
     static const struct cmd_usage usage = {
@@ -144,6 +166,10 @@ int cmd_template(int argc, char **argv)
 
     if (!known)
         return cmd_fail(EXIT_USAGE, "it is start, capture VM, ls, or rm TEMPLATE...");
+    if (((from || expires) && strcmp(verb, "start") != 0) ||
+        ((label || keep) && strcmp(verb, "capture") != 0) || (json && !strcmp(verb, "rm")))
+        return cmd_fail(EXIT_USAGE, "%s does not take that option; see exedev template --help",
+                        verb);
     cleanup_config struct config *cfg = cmd_config();
     if (!cfg)
         return EXIT_USAGE;

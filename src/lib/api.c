@@ -166,22 +166,23 @@ static json_t *parse(const struct call *c, struct api_answer *a, bool need_json,
     return NULL;
 }
 
-static json_t *simple(struct api *a, const char *line, const char *word, bool safe, bool need_json,
+/* A command that may be repeated without harm. */
+static json_t *simple(struct api *a, const char *line, const char *word, bool need_json,
                       struct deadline d, struct error *err)
 {
     cleanup_error struct error why = {0};
     cleanup_free char *shown = redact(line);
-    struct call c = {.api = a, .line = line, .shown = shown, .word = word, .fresh = !safe};
+    struct call c = {.api = a, .line = line, .shown = shown, .word = word};
     struct api_answer answer;
     json_t *v = NULL;
 
-    /* Half an answer that nobody noticed as such is worth one more try where that is safe. */
+    /* Half an answer that nobody noticed as such is worth one more try. */
     for (int i = 0; i < 2 && !v; i++) {
         error_clear(&why);
-        bool ok = run(&c, safe, d, &answer, &why);
+        bool ok = run(&c, true, d, &answer, &why);
         v = ok ? parse(&c, &answer, need_json, &why) : NULL;
         api_answer_clear(&answer);
-        if (!ok || !safe)
+        if (!ok)
             break;
     }
     if (!v)
@@ -225,7 +226,7 @@ bool api_ls(struct api *a, const char *name, struct deadline d, struct records *
     *out = (struct records){0};
     if (name && !good_name(name, err))
         return false;
-    cleanup_json json_t *v = simple(a, line, "ls", true, true, d, &why);
+    cleanup_json json_t *v = simple(a, line, "ls", true, d, &why);
     if (v)
         return records_from_ls(v, out, err);
     if (name && why.code == ERR_NOT_FOUND)
@@ -390,7 +391,7 @@ static enum outcome create_once(const struct call *call, const struct api_create
     }
 }
 
-static bool create(struct api *a, const struct config *c, const struct api_create *what,
+bool api_create_vm(struct api *a, const struct config *c, const struct api_create *what,
                    struct deadline d, struct record *out, struct error *err)
 {
     bool copy = what->source || c->source_vm;
@@ -429,28 +430,6 @@ static bool create(struct api *a, const struct config *c, const struct api_creat
     return false;
 }
 
-bool api_new_vm(struct api *a, const struct config *c, const struct api_create *what,
-                struct deadline d, struct record *out, struct error *err)
-{
-    if (what->source || c->source_vm)
-        return error_set(err, ERR_INTERNAL, "`new` does not copy a VM");
-    return create(a, c, what, d, out, err);
-}
-
-bool api_cp(struct api *a, const struct config *c, const struct api_create *what, struct deadline d,
-            struct record *out, struct error *err)
-{
-    if (!what->source && !c->source_vm)
-        return error_set(err, ERR_INTERNAL, "`cp` needs a VM to copy");
-    return create(a, c, what, d, out, err);
-}
-
-bool api_create_vm(struct api *a, const struct config *c, const struct api_create *what,
-                   struct deadline d, struct record *out, struct error *err)
-{
-    return create(a, c, what, d, out, err);
-}
-
 /* Waits for it to leave the list. */
 static enum api_found watch_it_go(struct api *a, const char *name, struct deadline d,
                                   struct error *err)
@@ -478,7 +457,7 @@ bool api_rm(struct api *a, const char *name, struct deadline d, struct error *er
     for (int go = 0; go < 3 && !deadline_passed(d) && !api_cancelled(); go++) {
         error_clear(&why);
         error_clear(&look);
-        cleanup_json json_t *v = simple(a, line, "rm", true, false, d, &why);
+        cleanup_json json_t *v = simple(a, line, "rm", false, d, &why);
         if (why.code == ERR_AUTH || why.code == ERR_FORBIDDEN || why.code == ERR_CANCELLED)
             break;
         enum api_found found = watch_it_go(a, name, d, &look);
@@ -511,7 +490,7 @@ bool api_restart(struct api *a, const char *name, struct deadline d, struct reco
     *out = (struct record){0};
     if (!good_name(name, err))
         return false;
-    cleanup_json json_t *v = simple(a, line, "restart", true, false, d, err);
+    cleanup_json json_t *v = simple(a, line, "restart", false, d, err);
     if (!v)
         return false;
     return record_from_answer(v, name, out, NULL) || api_find(a, name, d, out, err);
@@ -523,7 +502,7 @@ bool api_tag(struct api *a, const char *name, const char *tag, struct deadline d
 
     if (!good_name(name, err))
         return false;
-    cleanup_json json_t *v = simple(a, line, "tag", true, false, d, err);
+    cleanup_json json_t *v = simple(a, line, "tag", false, d, err);
     return v != NULL;
 }
 
@@ -534,18 +513,6 @@ bool api_comment(struct api *a, const char *name, const char *text, struct deadl
 
     if (!good_name(name, err))
         return false;
-    cleanup_json json_t *v = simple(a, line, "comment", true, false, d, err);
+    cleanup_json json_t *v = simple(a, line, "comment", false, d, err);
     return v != NULL;
-}
-
-json_t *api_whoami(struct api *a, struct deadline d, struct error *err)
-{
-    return simple(a, "whoami", "whoami", true, true, d, err);
-}
-
-json_t *api_exec(struct api *a, const char *line, bool safe, struct deadline d, struct error *err)
-{
-    cleanup_free char *word = xstrndup(line, strcspn(line, " "));
-
-    return simple(a, line, word, safe, false, d, err);
 }

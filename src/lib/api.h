@@ -47,11 +47,6 @@ struct api_create {
  * journal. ERR_EXISTS: the name was taken before we asked. */
 bool api_create_vm(struct api *a, const struct config *c, const struct api_create *what,
                    struct deadline d, struct record *out, struct error *err);
-/* The two it is made of. */
-bool api_new_vm(struct api *a, const struct config *c, const struct api_create *what,
-                struct deadline d, struct record *out, struct error *err);
-bool api_cp(struct api *a, const struct config *c, const struct api_create *what, struct deadline d,
-            struct record *out, struct error *err);
 
 enum api_found { API_THERE, API_ABSENT, API_UNKNOWN };
 /* Looks by ls until the VM is there, or surely absent (seen missing for settle_ms), or d passes
@@ -73,10 +68,6 @@ bool api_tag(struct api *a, const char *name, const char *tag, struct deadline d
              struct error *err);
 bool api_comment(struct api *a, const char *name, const char *text, struct deadline d,
                  struct error *err);
-/* The answer's JSON; NULL on failure. */
-json_t *api_whoami(struct api *a, struct deadline d, struct error *err);
-/* Any other lobby command line, as typed; repeated after a fault only when `safe`. */
-json_t *api_exec(struct api *a, const char *line, bool safe, struct deadline d, struct error *err);
 
 /* The command line of new or cp, for tests and --dry-run; `shown`: with secrets replaced. Owned
  * (secret_free unless shown). */

@@ -298,7 +298,7 @@ json_t *configfile_raw(const struct configfile *cf, const char *name, struct err
     return steal_ptr(raw);
 }
 
-static bool name_free(const struct configfile *cf, const char *name, struct error *err)
+bool configfile_add(struct configfile *cf, const char *name, struct error *err)
 {
     if (!configfile_name_ok(name))
         return error_set(err, ERR_INVALID,
@@ -308,61 +308,9 @@ static bool name_free(const struct configfile *cf, const char *name, struct erro
     if (json_object_get(cf->environments, name))
         return error_set(err, ERR_EXISTS,
                          "there is an environment \"%s\" already: choose another name", name);
-    return true;
-}
-
-bool configfile_add(struct configfile *cf, const char *name, const char *copy_of, struct error *err)
-{
-    const json_t *from = copy_of ? json_object_get(cf->environments, copy_of) : NULL;
-
-    if (copy_of && !from)
-        return no_such(cf, copy_of, err);
-    if (!name_free(cf, name, err))
-        return false;
-    json_object_set_new(cf->environments, name, from ? json_deep_copy(from) : json_object());
-    const json_t *secrets = copy_of ? json_object_get(cf->secrets, copy_of) : NULL;
-    if (secrets)
-        json_object_set_new(cf->secrets, name, json_deep_copy(secrets));
+    json_object_set_new(cf->environments, name, json_object());
     if (!json_str(cf->root, "default"))
         configfile_set_default(cf, name);
-    return true;
-}
-
-bool configfile_rename(struct configfile *cf, const char *from, const char *to, struct error *err)
-{
-    json_t *env = json_object_get(cf->environments, from);
-    json_t *secrets = json_object_get(cf->secrets, from);
-    const char *def = json_str(cf->root, "default");
-
-    if (!env)
-        return no_such(cf, from, err);
-    if (!name_free(cf, to, err))
-        return false;
-    if (def && strcmp(def, from) == 0)
-        configfile_set_default(cf, to);
-    json_object_set(cf->environments, to, env);
-    json_object_del(cf->environments, from);
-    if (secrets) {
-        json_object_set(cf->secrets, to, secrets);
-        json_object_del(cf->secrets, from);
-    }
-    return true;
-}
-
-bool configfile_remove(struct configfile *cf, const char *name, struct error *err)
-{
-    const char *def = json_str(cf->root, "default");
-    bool was_default = def && strcmp(def, name) == 0;
-
-    if (json_object_del(cf->environments, name) < 0)
-        return no_such(cf, name, err);
-    json_object_del(cf->secrets, name);
-    if (was_default) {
-        json_object_del(cf->root, "default");
-        const char *first = configfile_default(cf);
-        if (first)
-            configfile_set_default(cf, first);
-    }
     return true;
 }
 

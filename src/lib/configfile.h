@@ -56,10 +56,7 @@ void configfile_set_secret(struct configfile *cf, const char *name, const char *
 /* Environments. Names are 1..64 letters, digits, '.', '_', '-', the first a letter or digit. The
  * first one added becomes the default. */
 bool configfile_name_ok(const char *name);
-bool configfile_add(struct configfile *cf, const char *name, const char *copy_of,
-                    struct error *err);
-bool configfile_rename(struct configfile *cf, const char *from, const char *to, struct error *err);
-bool configfile_remove(struct configfile *cf, const char *name, struct error *err);
+bool configfile_add(struct configfile *cf, const char *name, struct error *err);
 
 /* Where the secrets set since loading will go. */
 bool configfile_keyring_works(void);

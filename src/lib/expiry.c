@@ -136,12 +136,3 @@ bool expiry_arm(struct link *l, int64_t at, int64_t *armed, struct deadline d,
     *armed = at;
     return true;
 }
-
-bool expiry_disarm(struct link *l, struct deadline d, struct cancel *cancel, struct error *err)
-{
-    cleanup_buf struct buf out = {0};
-    int status;
-
-    return timer(l, "disarm", NULL, &out, &status, d, cancel, err) &&
-           (status == 0 || refused(&out, "disarm", status, err));
-}

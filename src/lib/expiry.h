@@ -23,6 +23,5 @@ bool expiry_arm(struct link *l, int64_t at, int64_t *armed, struct deadline d,
 /* *armed 0: none. *expired: it has fired once. */
 bool expiry_read(struct link *l, int64_t *armed, bool *expired, struct deadline d,
                  struct cancel *cancel, struct error *err);
-bool expiry_disarm(struct link *l, struct deadline d, struct cancel *cancel, struct error *err);
 
 #endif

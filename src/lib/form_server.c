@@ -308,14 +308,6 @@ const char *form_server_url(const struct form_server *s)
     return s->url;
 }
 
-bool form_server_visited(struct form_server *s)
-{
-    pthread_mutex_lock(&s->lock);
-    bool visited = s->visited;
-    pthread_mutex_unlock(&s->lock);
-    return visited;
-}
-
 int form_server_wake_fd(const struct form_server *s)
 {
     return s->wake;

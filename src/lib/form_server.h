@@ -53,8 +53,6 @@ struct form_server *form_server_start(const struct form_asset *assets,
 int form_server_port(const struct form_server *s);
 /* With the one-time token. */
 const char *form_server_url(const struct form_server *s);
-/* Has somebody used the token? */
-bool form_server_visited(struct form_server *s);
 /* Blocks until form_server_finish (true) or idleness (false). */
 bool form_server_wait(struct form_server *s);
 /* Ends the wait, once the answer under way is out. Any thread. */

@@ -27,11 +27,6 @@ static const char *const names[] = {
     [JOURNAL_DOOMED] = "doomed", [JOURNAL_GONE] = "gone",
 };
 
-const char *journal_state_name(enum journal_state s)
-{
-    return names[s];
-}
-
 static void entry_clear(struct journal_entry *e)
 {
     free(e->name);
@@ -50,7 +45,7 @@ void journal_clear(struct journal *j)
 }
 
 /* A process is known by its number, its start (proc(5), field 22 of stat) and the boot: numbers
- * come again. */
+ * come again. False for one that has ended, even where its parent never asks for it (Z, X). */
 static bool process_start(int pid, unsigned long long *start)
 {
     cleanup_free char *path = xasprintf("/proc/%d/stat", pid);
@@ -60,6 +55,8 @@ static bool process_start(int pid, unsigned long long *start)
         return false;
     /* The name in brackets may hold anything. */
     const char *s = strrchr(b.data, ')');
+    if (s && (text_starts(s, ") Z") || text_starts(s, ") X")))
+        return false;
     for (int field = 2; s && field < 22; field++)
         s = strchr(s + 1, ' ');
     return s && sscanf(s, "%llu", start) == 1;

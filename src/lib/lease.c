@@ -18,7 +18,6 @@
 #define RESUME_MS 50000 /* the host's 60 s hold its own retries too */
 #define DRAIN_MS 10000  /* what release leaves running commands, when not told to cancel them */
 #define MARK_MS 10000
-#define SWEEP_MS 5000
 #define REALIZE_FALLBACK "/tmp/paperclip-workspace"
 
 void lease_result_free(struct lease_result *r)

@@ -88,6 +88,7 @@ bool lease_vm_is_ours(const struct record *seen, const struct journal_entry *kno
                       bool needs_mark);
 /* Deletes what earlier calls of this account could not, and what died before anybody knew it.
  * Quiet. */
+#define SWEEP_MS 5000 /* of a call's deadline are for it at most */
 void lease_vm_sweep(struct api *api, const char *account, struct deadline d);
 
 /* ---- lease_guest.c ---- */

@@ -103,7 +103,7 @@ void lease_probe(const struct config *cfg, lease_progress_fn *progress, void *ar
     *out = (struct probe_result){0};
     bool ok = lease_vm_open(&v, cfg, "probe", &err);
     if (ok) {
-        lease_vm_sweep(v.api, v.account, deadline_min(d, deadline_in(5000)));
+        lease_vm_sweep(v.api, v.account, deadline_min(d, deadline_in(SWEEP_MS)));
         since = now_ms();
         ok = lease_vm_make(&v, NULL, d, &err);
     }

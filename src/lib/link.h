@@ -117,10 +117,6 @@ struct stream_chunk {
  * One reader at a time. */
 bool stream_next(struct stream *s, enum stream_event *event, struct stream_chunk *chunk,
                  struct deadline d, struct cancel *cancel, struct error *err);
-/* The data of the last STREAM_DATA was used: grants the credit again. stream_next does this by
- * itself unless stream_hold was called before. */
-void stream_hold(struct stream *s, bool manual);
-void stream_consumed(struct stream *s, int channel, size_t n);
 
 /* Writes to stdin, waiting for credit. False once the command closed its stdin or ended
  * (ERR_NETWORK when the link broke): a writer just stops then. Another thread than the reader's may

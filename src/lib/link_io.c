@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "lib/link_private.h"
+#include "lib/sshfail.h"
 
 static void header(unsigned char *to, int type, int channel, uint32_t stream, size_t n)
 {
@@ -310,15 +311,7 @@ static bool ended(struct link *l, struct error *err)
     if (c->err_fd >= 0)
         connection_read_errors(c);
     /* The last line is what ssh said at the end; the ones before are warnings of the start. */
-    const char *said = c->errors.data ? c->errors.data : "";
-    size_t n = strlen(said);
-    while (n && strchr(" \r\n", said[n - 1]))
-        n--;
-    size_t from = n;
-    while (from && said[from - 1] != '\n')
-        from--;
-    cleanup_buf struct buf shown = {0};
-    text_visible(&shown, said + from, n - from, 300);
+    cleanup_free char *said = sshfail_last_line(c->errors.data);
     cleanup_free char *how = status == -1 ? xstrdup("")
                              : WIFSIGNALED(status)
                                  ? xasprintf(" (ssh was killed by signal %d)", WTERMSIG(status))
@@ -326,7 +319,7 @@ static bool ended(struct link *l, struct error *err)
     return error_set(
         err, ERR_NETWORK,
         "VM %s: network: the connection broke%s%s%s. It is opened again with the next command",
-        link_label(l), how, shown.len ? ": " : "", shown.len ? shown.data : "");
+        link_label(l), how, *said ? ": " : "", said);
 }
 
 void link_start_close(struct link *l, int ms)

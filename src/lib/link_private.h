@@ -31,7 +31,7 @@ struct stream {
     struct stream *next; /* in its bucket */
     bool listed;         /* the helper has not closed it yet */
     bool abandoned;      /* the caller has closed it: freed when the helper has */
-    bool durable, manual;
+    bool durable;
     pthread_cond_t ready;
     struct node *head, *tail; /* events not yet given out */
     struct node *current;     /* the data given out last */

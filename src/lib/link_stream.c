@@ -338,7 +338,7 @@ bool stream_next(struct stream *s, enum stream_event *event, struct stream_chunk
 
     pthread_mutex_lock(&l->lock);
     if (s->current) {
-        if (s->current->event == STREAM_DATA && !s->manual)
+        if (s->current->event == STREAM_DATA)
             consumed(s, s->current->channel, s->current->len);
         free(steal_ptr(s->current));
     }
@@ -364,21 +364,6 @@ bool stream_next(struct stream *s, enum stream_event *event, struct stream_chunk
     pthread_mutex_unlock(&l->lock);
     cancel_unwatch(cancel, watch);
     return ok;
-}
-
-void stream_hold(struct stream *s, bool manual)
-{
-    pthread_mutex_lock(&s->link->lock);
-    s->manual = manual;
-    pthread_mutex_unlock(&s->link->lock);
-}
-
-void stream_consumed(struct stream *s, int channel, size_t n)
-{
-    pthread_mutex_lock(&s->link->lock);
-    if (channel >= 0 && channel < VM_CHANNELS && n <= s->queued[channel])
-        consumed(s, channel, n);
-    pthread_mutex_unlock(&s->link->lock);
 }
 
 /* ---- writing ---- */

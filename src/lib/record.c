@@ -300,25 +300,14 @@ enum record_tag record_has_tag(const struct record *r, const char *tag)
     return RECORD_TAG_NO;
 }
 
-static bool status_is(const struct record *r, const char *const *words, size_t n)
-{
-    for (size_t i = 0; r->status && i < n; i++)
-        if (!strcasecmp(r->status, words[i]))
-            return true;
-    return false;
-}
-
-bool record_is_running(const struct record *r)
-{
-    static const char *const words[] = {"running", "started", "up", "active", "ready"};
-
-    return status_is(r, words, sizeof words / sizeof *words);
-}
-
 bool record_is_stopped(const struct record *r)
 {
     static const char *const words[] = {"stopped", "stopping", "off",    "down",     "halted",
                                         "exited",  "paused",   "failed", "shutdown", "suspended"};
 
-    return status_is(r, words, sizeof words / sizeof *words);
+    for (size_t i = 0; r->status && i < sizeof words / sizeof *words; i++) {
+        if (!strcasecmp(r->status, words[i]))
+            return true;
+    }
+    return false;
 }

@@ -49,8 +49,7 @@ void record_copy(struct record *dst, const struct record *src);
 /* Does the record list tags, and this one is not (or is) among them? */
 enum record_tag { RECORD_TAG_YES, RECORD_TAG_NO, RECORD_TAG_UNTOLD };
 enum record_tag record_has_tag(const struct record *r, const char *tag);
-/* status says it runs / is stopped; both false when it says nothing known. */
-bool record_is_running(const struct record *r);
+/* False, too, when the status says nothing known. */
 bool record_is_stopped(const struct record *r);
 
 #endif

@@ -42,12 +42,12 @@ static char *line_with(const char *text, const char *what)
     return buf_steal(&b);
 }
 
-static char *last_line(const char *text)
+char *sshfail_last_line(const char *text)
 {
     size_t n = text ? strlen(text) : 0;
     struct buf b = {0};
 
-    while (n && strchr(" \t\r\n", text[n - 1]))
+    while (n && strchr(". \t\r\n", text[n - 1]))
         n--;
     size_t from = n;
     while (from && text[from - 1] != '\n')
@@ -151,10 +151,10 @@ bool sshfail_explain(const struct sshfail *f, struct error *err)
                            "(`ssh exe.dev`), and check sshUser"
                          : "Set sshPrivateKey to a key that is registered with the exe.dev "
                            "account; without one ssh offers the worker user's own keys";
-        return error_set(err, r->code, "VM %s (%s): %s. ssh said: %s. %s.", f->vm, where, r->what,
-                         line, remedy);
+        return error_set(err, r->code, "VM %s (%s): %s. ssh said: %s. %s%s", f->vm, where, r->what,
+                         line, remedy, text_ends(remedy, "?") ? "" : ".");
     }
-    cleanup_free char *said = last_line(*errors ? errors : chatter);
+    cleanup_free char *said = sshfail_last_line(*errors ? errors : chatter);
     if (f->status != -1 && WIFSIGNALED(f->status))
         return error_set(
             err, ERR_NETWORK,

@@ -21,6 +21,8 @@ struct sshfail {
 
 /* Sets err: what was tried, on which VM, why it failed, what to do. Always returns false. */
 bool sshfail_explain(const struct sshfail *f, struct error *err);
+/* The last line of that, for a message: visible, without its full stop. Owned; NULL in: "". */
+char *sshfail_last_line(const char *text);
 /* Is this exe.dev telling an unregistered key off? */
 bool sshfail_onboarding(const char *text, size_t n);
 

@@ -55,6 +55,5 @@ void journal_clear(struct journal *j);
 /* A lock on one VM's clean-up, so that two workers do not both do it; -1 when another has it (no
  * error) or on error. Close it. */
 int journal_claim(const char *account, const char *name, struct error *err);
-const char *journal_state_name(enum journal_state s);
 
 #endif

@@ -82,6 +82,7 @@ bool template_setup_start(const struct config *cfg, const struct setup_request *
         return error_prefix(err, "expiresAt");
     if (!lease_vm_open(&v, cfg, "setup", err))
         return false;
+    lease_vm_sweep(v.api, v.account, deadline_min(d, deadline_in(SWEEP_MS)));
     v.env_id = req->environment_id;
     v.run_id = req->session_id;
     v.source = req->source;
@@ -188,6 +189,7 @@ bool template_setup_cancel(const struct config *cfg, const char *id, bool *missi
     if (kind && text_starts(kind, "template"))
         return error_set(err, ERR_UNSAFE, "VM %s is a template, not a setup session: it stays", id);
     lease_move(id, LEASE_CLOSING, NULL);
+    lease_hang_up(id); /* else the VM's end looks like a broken connection */
     bool ok = lease_vm_delete(cfg, id, false, deadline_in(cfg->timeout_ms), err);
     lease_move(id, ok ? LEASE_GONE : LEASE_DOUBTFUL, NULL);
     return ok;
@@ -228,6 +230,7 @@ bool template_capture(const struct config *cfg, const char *id, const char *envi
         return error_prefix(err, "capture VM %s", id);
     bool ok = lease_vm_open(&v, cfg, "template", err);
     if (ok) {
+        lease_vm_sweep(v.api, v.account, deadline_min(d, deadline_in(SWEEP_MS)));
         v.env_id = environment_id;
         v.run_id = label;
         v.source = id;

@@ -209,14 +209,3 @@ bool options_parse(struct options *o, int argc, char **argv, struct error *err)
                          "--relay ends with the lobby, VMs in --state do not: use one of them");
     return true;
 }
-
-void options_free(struct options *o)
-{
-    json_decref(o->key_files);
-    json_decref(o->tokens);
-    json_decref(o->faults);
-    json_decref(o->proxy_ports);
-    free(o->state);
-    free(o->tls_cert);
-    free(o->tls_key);
-}

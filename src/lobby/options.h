@@ -24,6 +24,5 @@ struct options {
 };
 
 bool options_parse(struct options *o, int argc, char **argv, struct error *err);
-void options_free(struct options *o);
 
 #endif

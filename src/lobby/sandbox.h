@@ -43,7 +43,6 @@ struct sandbox_host {
  * is not). */
 bool sandbox_host_setup(struct sandbox_host *h, enum disk_mode want, char **note,
                         struct error *err);
-void sandbox_host_free(struct sandbox_host *h);
 
 struct sandbox {
     char *dir;           /* BASE/vm/ID */

@@ -37,15 +37,6 @@ static unsigned long long fnv(unsigned long long h, const unsigned char *p, size
     return h;
 }
 
-void sandbox_host_free(struct sandbox_host *h)
-{
-    free(h->base);
-    free(h->sys);
-    free(h->host_key);
-    free(h->host_key_line);
-    *h = (struct sandbox_host){0};
-}
-
 /* What an administrator has to change, as far as this machine shows it. */
 static bool forbidden(struct error *err, const char *what)
 {

@@ -48,11 +48,6 @@ void token_add_plain(const char *token)
     json_array_append_new(plain, json_string(token));
 }
 
-bool token_have_plain(void)
-{
-    return json_array_size(plain) > 0;
-}
-
 static bool malformed(struct error *err, const char *why)
 {
     return error_set(err, ERR_AUTH, "invalid token: %s", why);

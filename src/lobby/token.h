@@ -15,7 +15,6 @@
 /* Once, before threads start. `keys`: lines of "TYPE BASE64 [COMMENT]"; dir: a private folder. */
 bool token_setup(const char *keys, const char *dir, struct error *err);
 void token_add_plain(const char *token);
-bool token_have_plain(void);
 
 /* The permissions of a token, checked for `name_space` and for now. ERR_AUTH. The result is an
  * object, the caller's; a plain token gives one with "cmds" absent and "all" true. */

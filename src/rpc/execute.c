@@ -262,9 +262,8 @@ bool rpc_env_execute(struct call *c, struct buf *result, struct error *err)
     if ((size_t)cfg->output_cap < cap.cap)
         cap.cap = (size_t)cfg->output_cap;
 
-    /* A cancel of its own: a release ends this command, the worker's end ends all. */
-    struct cancel *cancel = c->cancel;
-    struct link *link = lease_link(cfg, id, metadata, cancel, err);
+    /* A release that ends active work fires the call's cancel, too. */
+    struct link *link = lease_link(cfg, id, metadata, c->cancel, err);
     if (!link)
         return false;
     struct command_spec spec = {
@@ -281,8 +280,8 @@ bool rpc_env_execute(struct call *c, struct buf *result, struct error *err)
         .output = take_output,
         .arg = &cap,
     };
-    bool ok = command_run(link, &spec, cancel, &r, err);
-    lease_link_done(link, cancel);
+    bool ok = command_run(link, &spec, c->cancel, &r, err);
+    lease_link_done(link, c->cancel);
     if (!ok) {
         if (err->code == ERR_INVALID || err->code == ERR_TOO_LARGE)
             c->code = RPC_PARAMS;

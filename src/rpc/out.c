@@ -9,7 +9,6 @@
 #include "base/cleanup.h"
 #include "base/io.h"
 #include "base/json.h"
-#include "base/log.h"
 #include "base/text.h"
 #include "lib/redact.h"
 
@@ -30,11 +29,6 @@ static struct writer *first, *last;
 void out_open(int fd)
 {
     out_fd = fd;
-}
-
-bool out_dead(void)
-{
-    return dead;
 }
 
 static void take_turn(void)
@@ -100,7 +94,7 @@ void out_error(const char *id, enum rpc_code code, const char *msg)
     rpc_write(line.data, line.len);
 }
 
-void out_log_sink(int level, const char *text, void *arg)
+void out_log_sink(enum log_level level, const char *text, void *arg)
 {
     cleanup_buf struct buf line = {0};
     cleanup_free char *clean = redact(text);
@@ -110,7 +104,7 @@ void out_log_sink(int level, const char *text, void *arg)
     buf_printf(
         &line,
         "{\"jsonrpc\":\"2.0\",\"method\":\"log\",\"params\":{\"level\":\"%s\",\"message\":\"",
-        log_level_name((enum log_level)level));
+        log_level_name(level));
     cleanup_buf struct buf shown = {0};
     text_visible(&shown, clean, strlen(clean), 8192);
     json_escape(&line, shown.data ? shown.data : "", shown.len);

@@ -4,14 +4,12 @@
 
 #include <stdbool.h>
 
-#include "base/error.h"
+#include "base/log.h"
 #include "rpc/rpc.h"
 
 void out_open(int fd);
-/* The host no longer reads. */
-bool out_dead(void);
 void out_error(const char *id, enum rpc_code code, const char *msg);
 /* `log` notifications for base/log.h. */
-void out_log_sink(int level, const char *text, void *arg);
+void out_log_sink(enum log_level level, const char *text, void *arg);
 
 #endif

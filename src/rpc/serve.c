@@ -507,7 +507,7 @@ int rpc_serve(int in, int out, const char *version)
     pthread_attr_setdetachstate(&thread_attr, PTHREAD_CREATE_DETACHED);
     rpc_version = version;
     out_open(out);
-    log_set_sink((log_sink_fn *)out_log_sink, NULL, LOG_LEVEL_INFO);
+    log_set_sink(out_log_sink, NULL, LOG_LEVEL_INFO);
     if (pthread_create(&id, &thread_attr, signal_main, &ends) != 0)
         return 1;
     read_lines(in);

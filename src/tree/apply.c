@@ -145,6 +145,9 @@ static bool begin_root_dir(struct receiver *r, struct level *l, struct error *er
     if (r->target->kind == TREE_FILE)
         return error_set(err, ERR_INVALID, "`%s`: %s sent a folder where a file was asked for",
                          r->place.shown, receiver_peer(r));
+    if (r->target->placement == TREE_MERGE && place_is_no_dir(&r->place))
+        return error_set(err, ERR_EXISTS,
+                         "what is there is no folder: name another target, or replace it");
     if (r->opts->dry_run) {
         l->fd = r->place.root = place_peek(&r->place);
         l->fresh = l->fd < 0;

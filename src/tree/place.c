@@ -150,6 +150,15 @@ int place_peek(const struct place *p)
                   O_RDONLY | O_DIRECTORY | O_CLOEXEC | (p->target->inside ? O_NOFOLLOW : 0));
 }
 
+bool place_is_no_dir(const struct place *p)
+{
+    struct stat st;
+    int flags = p->target->inside ? AT_SYMLINK_NOFOLLOW : 0;
+
+    return p->parent >= 0 && p->name && fstatat(p->parent, p->name, &st, flags) == 0 &&
+           !S_ISDIR(st.st_mode);
+}
+
 /* Removes what somebody who was killed left in the folder. Whatever cannot be removed stays. */
 static void sweep(int dirfd)
 {

@@ -28,6 +28,8 @@ struct place {
 bool place_open(struct place *p, const struct tree_target *target, bool dry_run, struct error *err);
 /* The target as it is, a folder: a descriptor to look at (-1: there is none). */
 int place_peek(const struct place *p);
+/* Something else than a folder, or a link to one, is at the target. */
+bool place_is_no_dir(const struct place *p);
 
 /* A folder: sets root (and work). */
 bool place_begin_dir(struct place *p, struct error *err);

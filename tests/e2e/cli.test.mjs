@@ -5,40 +5,17 @@ import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { environment, exedev, newHome } from './configure_form.mjs';
-import { build, startLobby, token, until } from './worker_lib.mjs';
+import { exedev, startCli } from './cli_lib.mjs';
+import { build, until } from './worker_lib.mjs';
 
-let lobby, home;
-
-const settings = () => ({
-  EXE_API_KEY: token, EXEDEV_API_URL: lobby.url, EXEDEV_SSH_PORT: String(lobby.sshPort), EXEDEV_SSH_PRIVATE_KEY: lobby.privateKey,
-  EXEDEV_SETUP_SCRIPT: 'none', EXEDEV_CONNECTIONS_PER_TEN_SECONDS: '100',
-});
-
-// Bytes in, bytes out. Resolves when it ended; `child` is there at once.
-function cli(args, { input, env, cwd, stdin = 'pipe' } = {}) {
-  const child = spawn(exedev, args, { env: { ...environment(home.home), ...settings(), ...env }, cwd, stdio: [stdin, 'pipe', 'pipe'] });
-  const out = [], err = [];
-  child.stdout.on('data', (d) => out.push(d));
-  child.stderr.on('data', (d) => err.push(d));
-  if (stdin === 'pipe') {
-    child.stdin.on('error', () => {});
-    child.stdin.end(input ?? '');
-  }
-  const done = new Promise((resolve) => child.on('close', (code, signal) =>
-    resolve({ code, signal, bytes: Buffer.concat(out), stdout: Buffer.concat(out).toString(), stderr: Buffer.concat(err).toString() })));
-  return Object.assign(done, { child, text: () => Buffer.concat(out).toString() });
-}
+let world, lobby, home, cli, env;
 
 before(async () => {
-  lobby = await startLobby();
-  home = await newHome();
+  world = await startCli();
+  ({ lobby, home, cli, env } = world);
   await lobby.exec('new --name=cli-vm');
 });
-after(async () => {
-  await home?.close();
-  await lobby?.close();
-});
+after(() => world?.close());
 
 test('exec: the status, both outputs, arguments as they are', async () => {
   const r = await cli(['exec', 'cli-vm', '--', 'sh', '-c', 'printf "%s|" "$@"; echo e >&2; exit 3', 'x', 'a b', '$HOME', "it's", '', '*']);
@@ -140,7 +117,7 @@ test('exec: SIGTERM ends the tree on the VM', async () => {
 });
 
 test('exec: a reader that goes away ends the command', async () => {
-  const sh = spawnSync('sh', ['-c', `"$0" exec cli-vm yes </dev/null | head -n 2`, exedev], { env: { ...environment(home.home), ...settings() }, timeout: 30000 });
+  const sh = spawnSync('sh', ['-c', `"$0" exec cli-vm yes </dev/null | head -n 2`, exedev], { env: env, timeout: 30000 });
   assert.equal(sh.stdout.toString(), 'y\ny\n');
   await until(async () => (await cli(['exec', 'cli-vm', 'pgrep', '-x', 'yes'])).code === 1, 'yes has ended on the VM');
 });
@@ -202,7 +179,7 @@ _, status = os.waitpid(pid, 0)
 after = termios.tcgetattr(terminal)
 print(os.waitstatus_to_exitcode(status), "raw" if raw[3] & termios.ECHO == 0 else "cooked", "as before" if after == before else "changed")
 `;
-  const r = spawnSync('python3', ['-c', script, exedev], { env: { ...environment(home.home), ...settings(), TERM: 'xterm' }, timeout: 90000 });
+  const r = spawnSync('python3', ['-c', script, exedev], { env: { ...env, TERM: 'xterm' }, timeout: 90000 });
   assert.equal(r.stdout.toString().trim(), '9 raw as before', r.stderr.toString());
 });
 
@@ -241,7 +218,7 @@ test('completion: subcommands, options, VM names; nothing after --', async () =>
   for (const shell of ['bash', 'zsh', 'fish'])
     assert.match((await cli(['completion', shell])).stdout, /__complete/);
   const bash = spawnSync('bash', ['-c', `eval "$("$0" completion bash)"; PATH=$(dirname "$0"):$PATH; COMP_WORDS=(exedev exec cli); COMP_CWORD=2; _exedev; echo "$COMPREPLY"`, exedev],
-    { env: { ...environment(home.home), ...settings() }, timeout: 30000 });
+    { env: env, timeout: 30000 });
   assert.equal(bash.stdout.toString().trim(), 'cli-vm', bash.stderr.toString());
 });
 

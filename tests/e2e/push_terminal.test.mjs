@@ -83,7 +83,7 @@ for (const [name, args] of [['push', () => ['push', big, `${vm}:copy`]], ['pull'
     assert.deepEqual(percents, [...percents].sort((a, b) => a - b));
     assert.ok(percents.at(-1) <= 100);
     const last = r.stdout.split('\r\x1b[K').at(-1);
-    assert.match(last.replace(/\x1b\[\d*m/g, ''), new RegExp(`^ *[\\d.]+ s ${name} +1 files, .*/s\\r\\n$`), 'the bar makes room for the summary');
+    assert.match(last.replace(/\x1b\[\d*m/g, ''), new RegExp(`^ *[\\d.]+ s ${name} +1 file, .*/s\\r\\n$`), 'the bar makes room for the summary');
   });
 
   test(`${name}: narrow terminals are not wrapped`, async () => {
@@ -100,7 +100,7 @@ for (const [name, args] of [['push', () => ['push', big, `${vm}:copy`]], ['pull'
     let r = await run(args());
     assert.equal(r.code, 0, r.stderr);
     assert.equal(r.stdout, '');
-    assert.match(r.stderr, new RegExp(`^ *[\\d.]+ s ${name} +1 files, [^\\r\\n]*\\n$`));
+    assert.match(r.stderr, new RegExp(`^ *[\\d.]+ s ${name} +1 file, [^\\r\\n]*\\n$`));
     r = await run([args()[0], '--quiet', ...args().slice(1)], { columns: 80 });
     assert.deepEqual([r.code, r.stdout], [0, '']);
     r = await run([args()[0], '--json', ...args().slice(1)], { columns: 80 });

@@ -72,7 +72,7 @@ static void secrets_go_into_their_own_private_file(void **state)
     {
         cleanup_configfile struct configfile cf = {0};
         assert_true(configfile_load(&cf, NULL));
-        assert_true(configfile_add(&cf, "work", NULL, NULL));
+        assert_true(configfile_add(&cf, "work", NULL));
         json_object_set_new(json_object_get(cf.environments, "work"), "cpu", json_integer(2));
         configfile_set_secret(&cf, "work", "apiKey", "exe1.hidden");
         assert_true(configfile_save(&cf, NULL));
@@ -90,30 +90,20 @@ static void secrets_go_into_their_own_private_file(void **state)
     assert_int_equal(json_int(raw, "cpu", 0), 2);
 }
 
-static void rename_and_duplicate_take_secrets_along(void **state)
+static void a_name_is_taken_once(void **state)
 {
     (void)state;
     cleanup_configfile struct configfile cf = {0};
     cleanup_error struct error err = {0};
 
     assert_true(configfile_load(&cf, NULL));
-    assert_true(configfile_add(&cf, "a", NULL, NULL));
-    configfile_set_secret(&cf, "a", "apiKey", "k");
-    assert_true(configfile_add(&cf, "b", "a", NULL));
-    assert_false(configfile_add(&cf, "b", NULL, &err));
+    assert_true(configfile_add(&cf, "a", NULL));
+    assert_true(configfile_add(&cf, "b", NULL));
+    assert_string_equal(configfile_default(&cf), "a");
+    assert_false(configfile_add(&cf, "b", &err));
     assert_int_equal(err.code, ERR_EXISTS);
-    configfile_set_secret(&cf, "b", "apiKey", "other");
-    assert_true(configfile_rename(&cf, "a", "c", NULL));
-    assert_string_equal(configfile_default(&cf), "c");
-    cleanup_free char *c = configfile_secret(&cf, "c", "apiKey", NULL);
-    assert_string_equal(c, "k");
-    assert_true(configfile_save(&cf, NULL));
-    assert_true(configfile_remove(&cf, "c", NULL));
-    assert_true(configfile_save(&cf, NULL));
-    assert_string_equal(configfile_default(&cf), "b");
-    assert_false(configfile_has_secret(&cf, "c", "apiKey"));
-    assert_false(configfile_rename(&cf, "c", "d", &err));
-    assert_int_equal(err.code, ERR_NOT_FOUND);
+    assert_false(configfile_add(&cf, "-b", &err));
+    assert_int_equal(err.code, ERR_INVALID);
 }
 
 static void bad_files_are_refused_and_kept(void **state)
@@ -162,8 +152,8 @@ static void the_second_of_two_writers_is_told(void **state)
 
     assert_true(configfile_load(&one, NULL));
     assert_true(configfile_load(&two, NULL));
-    assert_true(configfile_add(&one, "first", NULL, NULL));
-    assert_true(configfile_add(&two, "second", NULL, NULL));
+    assert_true(configfile_add(&one, "first", NULL));
+    assert_true(configfile_add(&two, "second", NULL));
     assert_true(configfile_save(&one, NULL));
     assert_false(configfile_save(&two, &err));
     assert_int_equal(err.code, ERR_EXISTS);
@@ -173,7 +163,7 @@ static void the_second_of_two_writers_is_told(void **state)
     assert_non_null(json_object_get(now.environments, "first"));
     assert_null(json_object_get(now.environments, "second"));
     /* The same store may save twice. */
-    assert_true(configfile_add(&one, "third", NULL, NULL));
+    assert_true(configfile_add(&one, "third", NULL));
     assert_true(configfile_save(&one, NULL));
 }
 
@@ -185,7 +175,7 @@ static void unknown_members_survive(void **state)
     put("config.json",
         "{\"version\": 1, \"later\": [1], \"environments\": {\"a\": {\"novel\": true}}}", 0600);
     assert_true(configfile_load(&cf, NULL));
-    assert_true(configfile_add(&cf, "b", NULL, NULL));
+    assert_true(configfile_add(&cf, "b", NULL));
     assert_true(configfile_save(&cf, NULL));
     cleanup_configfile struct configfile now = {0};
     assert_true(configfile_load(&now, NULL));
@@ -198,7 +188,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(nothing_there_is_an_empty_store, fresh),
         cmocka_unit_test_setup(secrets_go_into_their_own_private_file, fresh),
-        cmocka_unit_test_setup(rename_and_duplicate_take_secrets_along, fresh),
+        cmocka_unit_test_setup(a_name_is_taken_once, fresh),
         cmocka_unit_test_setup(bad_files_are_refused_and_kept, fresh),
         cmocka_unit_test_setup(readable_secrets_are_refused_with_the_remedy, fresh),
         cmocka_unit_test_setup(the_second_of_two_writers_is_told, fresh),

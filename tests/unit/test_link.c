@@ -322,16 +322,36 @@ static void a_bare_magic_is_not_hello(void **state)
     link_unref(l);
 }
 
-static struct command_result run(struct link *l)
+static struct command_result run_with(struct link *l,
+                                      bool (*output)(int, const char *, size_t, void *))
 {
     static const char *const argv[] = {"true", NULL};
     cleanup_error struct error err = {0};
     struct command_result res;
 
-    assert_true(command_run(
-        l, &(struct command_spec){.argv = argv, .text = true, .collect = true, .timeout_ms = 20000},
-        NULL, &res, &err));
+    assert_true(command_run(l,
+                            &(struct command_spec){.argv = argv,
+                                                   .text = true,
+                                                   .collect = true,
+                                                   .output = output,
+                                                   .arg = l,
+                                                   .timeout_ms = 20000},
+                            NULL, &res, &err));
     return res;
+}
+
+static struct command_result run(struct link *l)
+{
+    return run_with(l, NULL);
+}
+
+/* A reader that takes nothing more while the connection stands: so no credit is granted again. */
+static bool hold_back(int channel, const char *data, size_t len, void *arg)
+{
+    (void)channel, (void)data, (void)len;
+    for (struct deadline d = deadline_in(20000); link_is_up(arg) && !deadline_passed(d);)
+        usleep(1000);
+    return true;
 }
 
 static void noise_and_upload_pass(void **state)
@@ -365,7 +385,7 @@ static void lies_end_the_connection_and_nothing_else(void **state)
 
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
         struct link *l = link_to(modes[i], 0);
-        struct command_result res = run(l);
+        struct command_result res = run_with(l, hold_back);
         if (res.transport != ERR_PROTOCOL || res.exit_code != 255)
             fail_msg("%s: code %d, transport %s, %s", modes[i], res.exit_code,
                      error_code_name(res.transport), res.advice ? res.advice : "-");
