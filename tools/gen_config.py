@@ -137,7 +137,7 @@ def man(schema, version, date):
         "exedev\\-settings \\- the settings of exedev and of its Paperclip plugin",
         ".SH DESCRIPTION",
         "A setting such as sshPort is \\-\\-ssh\\-port on the command line and EXEDEV_SSH_PORT in the environment.",
-        "Secrets are read from files (\\-\\-api\\-key\\-file, \\-\\-ssh\\-key\\-file), never from the command line.",
+        "Secrets are read from files (\\-\\-api\\-key\\-file, \\-\\-ssh\\-key\\-file; EXEDEV_API_KEY_FILE, EXEDEV_SSH_KEY_FILE) or variables, never from the command line.",
     ]
     for group, members in groups(schema):
         out.append(f".SS {group}")
@@ -153,7 +153,7 @@ def page(schema):
         "# Settings\n\n"
         "Made by `tools/gen_config.py page` from `src/schema/config.json`. `sshPort` is `--ssh-port` on the command line,\n"
         "`EXEDEV_SSH_PORT` in the environment, and `sshPort` in Paperclip's form and in configuration files. Secrets are\n"
-        "read from files (`--api-key-file`, `--ssh-key-file`), never from the command line.\n\n" + table(schema)
+        "read from files (`--api-key-file`, `--ssh-key-file`; `EXEDEV_API_KEY_FILE`, `EXEDEV_SSH_KEY_FILE`) or variables, never from the command line.\n\n" + table(schema)
     )
 
 
