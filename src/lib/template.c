@@ -112,14 +112,13 @@ bool template_setup_start(const struct config *cfg, const struct setup_request *
     return false;
 }
 
-bool template_setup_get(const struct config *cfg, const char *id, const json_t *metadata,
-                        struct setup_session *out, struct error *err)
+bool template_setup_get(const struct config *cfg, const char *id, struct setup_session *out,
+                        struct error *err)
 {
     cleanup_record struct record r = {0};
     cleanup_error struct error why = {0};
     cleanup_api struct api *api = api_new(cfg, err);
 
-    (void)metadata;
     *out = (struct setup_session){0};
     if (!api)
         return false;

@@ -32,8 +32,8 @@ struct setup_request {
 bool template_setup_start(const struct config *cfg, const struct setup_request *req,
                           struct cancel *cancel, struct setup_session *out, struct error *err);
 /* out->id NULL: the VM is not there (no error). */
-bool template_setup_get(const struct config *cfg, const char *id, const json_t *metadata,
-                        struct setup_session *out, struct error *err);
+bool template_setup_get(const struct config *cfg, const char *id, struct setup_session *out,
+                        struct error *err);
 /* Deletes the setup VM, never a template. *missing: it was gone already. */
 bool template_setup_cancel(const struct config *cfg, const char *id, bool *missing,
                            struct error *err);

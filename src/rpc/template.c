@@ -69,8 +69,7 @@ bool rpc_env_setup_get(struct call *c, struct buf *result, struct error *err)
     if (!rpc_opt_str(c, c->params, "providerLeaseId", &id, err))
         return false;
     cleanup_config struct config *cfg = rpc_config(c, err);
-    return cfg &&
-           template_setup_get(cfg, id, json_object_get(c->params, "setupMetadata"), &s, err) &&
+    return cfg && template_setup_get(cfg, id, &s, err) &&
            session(result, &s, json_bool(c->params, "includeConnectionPayload"));
 }
 

@@ -2,11 +2,10 @@
 // lobby must hold exactly the VMs it should, and the message must help. EXEDEV_WRITE_DOCS=1 writes docs/faults.md.
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { startLobby, startWorker, until, root } from './worker_lib.mjs';
+import { newKey, startLobby, startWorker, until, root } from './worker_lib.mjs';
 
 // Cases that wait for the end of their time run many at once; those that make VMs one after the other, few.
 const WAITING = { slots: 16, timeout: 8000 };
@@ -46,13 +45,7 @@ const calls = [
   { name: 'destroy', commands: ['rm', 'ls'], lease: true, run: (s) => s.env.destroy(s.lease) },
 ];
 
-const badKey = await (async () => {
-  const dir = await mkdtemp(join(tmpdir(), 'exedev-key-'));
-  execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', join(dir, 'k')]);
-  const text = (await readFile(join(dir, 'k'), 'utf8')).trim();
-  await rm(dir, { recursive: true });
-  return text;
-})();
+const { text: badKey } = await newKey();
 
 let run = 0;
 

@@ -1,12 +1,10 @@
 // The npm folder's worker, driven as the host drives it, against a lobby: the life of leases.
 import { test, before, after } from 'node:test';
 import assert from 'node:assert/strict';
-import { execFileSync, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { readFileSync, readdirSync } from 'node:fs';
-import { mkdtemp, readFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { startLobby, startWorker, until, token } from './worker_lib.mjs';
+import { newKey, startLobby, startWorker, until, token } from './worker_lib.mjs';
 
 let lobby;
 before(async () => { lobby = await startLobby(); });
@@ -23,11 +21,6 @@ const withWorker = (body) => async () => {
     assert.deepEqual(end, { code: 0, signal: null }, worker.stderr);
     assert.equal(worker.stderr, '');
   }
-};
-const otherKey = async () => {
-  const dir = await mkdtemp(join(tmpdir(), 'exedev-key-'));
-  execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', join(dir, 'k')]);
-  return { text: (await readFile(join(dir, 'k'), 'utf8')).trim(), pub: (await readFile(join(dir, 'k.pub'), 'utf8')).trim() };
 };
 
 test('initialize, health, validate, probe', withWorker(async (w) => {
@@ -198,7 +191,7 @@ test('expiry: armed in the VM, promised only then, and it powers the VM off', wi
 }));
 
 test('a key that does not open the VM: the VM is deleted, the message helps', withWorker(async (w) => {
-  const key = await otherKey();
+  const key = await newKey();
   const env = w.env(lobby.config({ sshPrivateKey: key.text }));
   await assert.rejects(env.acquire(), (e) => /VM paperclip-/.test(e.message) && /key|regist/i.test(e.message) && !e.message.includes(key.text.split('\n')[2]));
   assert.deepEqual(await lobby.vms(), []);

@@ -5,13 +5,22 @@ import { createInterface } from 'node:readline';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { root, sleep, until } from './lobby_lib.mjs';
+import { makeFolder, makeKey, root, sleep, until } from './lobby_lib.mjs';
 import { createRequest, parseMessage, serializeMessage, isJsonRpcErrorResponse, isJsonRpcNotification, isJsonRpcResponse }
   from '@paperclipai/plugin-sdk/protocol';
 
 export { root, sleep, until };
 export const build = process.env.EXEDEV_BUILD || join(root, 'build');
 export const token = 'test-token-0123456789';
+
+// An SSH key that nobody has registered: its private and its public text.
+export async function newKey() {
+  const { dir, remove } = await makeFolder();
+  const path = await makeKey(dir, 'k');
+  const [text, pub] = await Promise.all([path, `${path}.pub`].map(async (file) => (await readFile(file, 'utf8')).trim()));
+  await remove();
+  return { text, pub };
+}
 
 function spawnLobby(args) {
   const child = spawn(join(build, 'exedev-lobby'), ['--json', '--token', token, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });

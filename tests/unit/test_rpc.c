@@ -141,15 +141,21 @@ static void expect_end(struct worker *w, int status)
     assert_int_equal(WEXITSTATUS(got), status);
 }
 
+static void worker_clear(struct worker *w)
+{
+    cleanup_free char *rm = xasprintf("rm -rf '%s'", w->home);
+
+    buf_free(&w->got);
+    assert_int_equal(system(rm), 0);
+}
+
 static void worker_stop(struct worker *w)
 {
     if (w->in >= 0)
         close(w->in);
     expect_end(w, 0);
     close(w->out);
-    buf_free(&w->got);
-    cleanup_free char *rm = xasprintf("rm -rf '%s'", w->home);
-    assert_int_equal(system(rm), 0);
+    worker_clear(w);
 }
 
 static void test_initialize(void **state)
@@ -464,7 +470,7 @@ static void test_host_stops_reading(void **state)
     put(&w, "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"health\"}");
     expect_end(&w, 0);
     close(w.in);
-    buf_free(&w.got);
+    worker_clear(&w);
 }
 
 static void test_many(void **state)
