@@ -16,12 +16,14 @@
 #define LINE_REST (64u << 10)
 static const char cut_mark[] = "\\n[exedev: output cut here, over the limit]\\n";
 
-/* Output is escaped once: the same bytes go live and into the result. */
+/* Output is escaped once: the same bytes go live and into the result. Of tens of megabytes a copy
+ * more is felt, so stdout goes straight into the answer's line. */
 struct capture {
     struct call *call;
-    struct buf text[3]; /* escaped, by channel */
-    struct buf line;    /* the notification being built */
-    size_t cap, used;   /* escaped bytes of both channels */
+    struct buf *text[3]; /* escaped, by channel: [1] is the answer itself, `err` is [2] */
+    struct buf err;
+    struct buf line;  /* the notification being built */
+    size_t cap, used; /* escaped bytes of both channels */
     bool cut[3];
 };
 
@@ -67,7 +69,7 @@ static size_t whole_prefix(const char *s, size_t n, size_t room)
 static bool take_output(int channel, const char *data, size_t len, void *arg)
 {
     struct capture *cap = arg;
-    struct buf *text = &cap->text[channel];
+    struct buf *text = cap->text[channel];
     size_t from = text->len;
 
     if (cap->cut[channel])
@@ -162,14 +164,6 @@ static bool read_env(struct call *c, char ***out, struct error *err)
 
 /* ---- the answer ---- */
 
-static void put_field(struct buf *out, const char *name, const struct buf *escaped)
-{
-    buf_printf(out, ",\"%s\":\"", name);
-    if (escaped->len)
-        buf_put(out, escaped->data, escaped->len);
-    buf_putc(out, '"');
-}
-
 /* command_run's own words (lines), on a line of their own. */
 static void put_lines(struct buf *text, const struct buf *lines)
 {
@@ -179,26 +173,32 @@ static void put_lines(struct buf *text, const struct buf *lines)
     json_escape(text, lines->data, lines->len);
 }
 
-static void put_result(struct buf *out, struct capture *cap, const struct command_result *r,
-                       const char *id, const json_t *lease_metadata)
+/* The answer from its beginning to the first byte of stdout; put_rest goes on behind the last. */
+static void put_start(struct buf *out)
+{
+    buf_puts(out, "{\"stdout\":\"");
+}
+
+static void put_rest(struct buf *out, struct capture *cap, const struct command_result *r,
+                     const char *id, const json_t *lease_metadata)
 {
     for (int ch = 1; ch <= 2; ch++)
         if (cap->cut[ch])
-            buf_puts(&cap->text[ch], cut_mark);
+            buf_puts(cap->text[ch], cut_mark);
     if (r->err.len)
-        put_lines(&cap->text[2], &r->err);
+        put_lines(&cap->err, &r->err);
+    buf_puts(out, "\",\"stderr\":\"");
+    buf_put(out, cap->err.data, cap->err.len);
     bool none = r->timed_out || r->cancelled;
     if (none)
-        buf_puts(out, "{\"exitCode\":null");
+        buf_puts(out, "\",\"exitCode\":null");
     else
-        buf_printf(out, "{\"exitCode\":%d", r->exit_code);
+        buf_printf(out, "\",\"exitCode\":%d", r->exit_code);
     if (r->signal[0])
         buf_printf(out, ",\"signal\":\"%s\"", r->signal);
     else
         buf_puts(out, ",\"signal\":null");
     buf_printf(out, ",\"timedOut\":%s", r->timed_out ? "true" : "false");
-    put_field(out, "stdout", &cap->text[1]);
-    put_field(out, "stderr", &cap->text[2]);
     json_t *m = json_pack("{s:s, s:s}", "provider", "exe-dev", "vmName", id);
     const char *dest = json_str(lease_metadata, "sshDest");
     json_object_set_new(m, "sshDest", dest ? json_string(dest) : json_null());
@@ -224,8 +224,7 @@ static bool no_lease(struct buf *out)
 
 static void capture_free(struct capture *cap)
 {
-    buf_free(&cap->text[1]);
-    buf_free(&cap->text[2]);
+    buf_free(&cap->err);
     buf_free(&cap->line);
 }
 
@@ -241,7 +240,8 @@ bool rpc_env_execute(struct call *c, struct buf *result, struct error *err)
 {
     __attribute__((cleanup(words_free))) struct words argv = {0};
     __attribute__((cleanup(env_free))) char **env = NULL;
-    __attribute__((cleanup(capture_free))) struct capture cap = {.call = c};
+    __attribute__((cleanup(capture_free))) struct capture cap = {.call = c,
+                                                                 .text = {NULL, result, &cap.err}};
     __attribute__((cleanup(command_result_free))) struct command_result r = {0};
     const json_t *input = json_object_get(c->params, "stdin"), *metadata;
     const char *id, *cwd;
@@ -280,6 +280,7 @@ bool rpc_env_execute(struct call *c, struct buf *result, struct error *err)
         .output = take_output,
         .arg = &cap,
     };
+    put_start(result);
     bool ok = command_run(link, &spec, c->cancel, &r, err);
     lease_link_done(link, c->cancel);
     if (!ok) {
@@ -287,6 +288,6 @@ bool rpc_env_execute(struct call *c, struct buf *result, struct error *err)
             c->code = RPC_PARAMS;
         return false;
     }
-    put_result(result, &cap, &r, id, metadata);
+    put_rest(result, &cap, &r, id, metadata);
     return true;
 }
