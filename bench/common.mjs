@@ -118,11 +118,11 @@ export class Worker {
     this.started = ms();
     this.child = spawn(argv[0], argv.slice(1),
       { stdio: ["pipe", "pipe", "inherit"], env: { PATH: process.env.PATH, EXEDEV_STATE_DIR: stateDir } });
-    this.notifications = 0;
+    this.notified = 0; // when the last notification came
     createInterface(this.child.stdout).on("line", (line) => {
       const message = JSON.parse(line);
       const waiting = this.#waiting.get(message.id);
-      if (!waiting) { this.notifications++; return; }
+      if (!waiting) { this.notified = ms(); return; }
       this.#waiting.delete(message.id);
       if (message.error) waiting.reject(new Error(message.error.message));
       else waiting.resolve(message.result);
@@ -131,7 +131,8 @@ export class Worker {
   call(method, params = {}) {
     const id = this.#next++;
     const answer = new Promise((resolve, reject) => this.#waiting.set(id, { resolve, reject }));
-    this.child.stdin.write(JSON.stringify({ jsonrpc: "2.0", id, method, params }) + "\n");
+    // With an invocation, as every call of the host has one, output is streamed too.
+    this.child.stdin.write(JSON.stringify({ jsonrpc: "2.0", id, method, params, paperclipInvocation: { id: `bench-${id}`, scope: { companyId: "bench" } } }) + "\n");
     return answer;
   }
   initialize() {
