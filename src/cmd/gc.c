@@ -57,7 +57,7 @@ int cmd_gc(int argc, char **argv)
         {"older-than", 0, "AGE", "remove only what is known to be older: 24h, 7d, 90m", OPT_STRING,
          &older},
         {"dry-run", 'n', NULL, "list, remove nothing", OPT_FLAG, &dry},
-        {"yes", 'y', NULL, "do not ask", OPT_FLAG, &yes},
+        {"yes", 'y', NULL, "do not ask (asked is only on a terminal)", OPT_FLAG, &yes},
         {"json", 0, NULL, "print the list as JSON; does not ask", OPT_FLAG, &json},
         {0},
     };
@@ -87,12 +87,11 @@ int cmd_gc(int argc, char **argv)
         print_list(&l);
     int status = EXIT_OK;
     size_t n = to_remove(&l);
-    if (!dry && !yes && !json && n > 0 && !cmd_confirm("Remove them?")) {
+    /* In a cron job there is nobody to ask, and it was started for this. */
+    bool ask = !dry && !yes && !json && n > 0 && isatty(STDIN_FILENO);
+    if (ask && !cmd_confirm("Remove them?")) {
         dry = true;
-        status = cmd_fail(EXIT_FAILED, isatty(STDIN_FILENO)
-                                           ? "nothing was removed"
-                                           : "nothing was removed, as there is nobody to ask: say "
-                                             "--yes, or --dry-run");
+        status = cmd_fail(EXIT_FAILED, "nothing was removed");
     }
     if (!dry && n > 0 && !lease_gc_remove(cfg, &l, &err))
         status = cmd_fail_err(&err);

@@ -44,7 +44,8 @@ struct api_create {
 /* Makes a VM: `cp` when there is a source, else `new`. A lost, late or cut answer is looked into
  * with ls: found, it is a success; surely absent, the call is repeated or fails with the fault's
  * own code; neither by the deadline, ERR_DOUBT: the VM may exist, the name must stay in the
- * journal. ERR_EXISTS: the name was taken before we asked. */
+ * journal. So it must with ERR_CANCELLED (the process is ending) and ERR_UNSAFE (its record cannot
+ * be used); with any other code there is no VM. ERR_EXISTS: the name was taken before we asked. */
 bool api_create_vm(struct api *a, const struct config *c, const struct api_create *what,
                    struct deadline d, struct record *out, struct error *err);
 

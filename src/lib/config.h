@@ -55,7 +55,8 @@ struct config {
     int64_t keep_alive_seconds;
     int64_t heartbeat_seconds; /* a silent VM is given up after three */
     int64_t kill_grace_ms;
-    int64_t output_cap; /* escaped characters of stdout and stderr together */
+    int64_t output_cap;                       /* escaped characters of stdout and stderr together */
+    int64_t sync_max_entries, sync_max_bytes; /* of one transfer out of a VM */
     bool source_nvm;
     bool durable_commands;
     int64_t durable_seconds; /* how long a durable command waits for its worker */

@@ -206,22 +206,10 @@ static void mark_copy(struct lease_vm *v, const char *comment, struct deadline w
     v->unmarked = !tagged && !told;
 }
 
-/* These answers say that nothing was made. */
-static bool surely_not_made(enum error_code code)
+/* Of what api_create_vm says only this leaves a VM possible. */
+static bool may_exist(enum error_code code)
 {
-    switch (code) {
-    case ERR_AUTH:
-    case ERR_FORBIDDEN:
-    case ERR_INVALID:
-    case ERR_EXISTS:
-    case ERR_REFUSED:
-    case ERR_RATE_LIMIT:
-    case ERR_TOO_LARGE:
-    case ERR_UNSUPPORTED:
-        return true;
-    default:
-        return false;
-    }
+    return code == ERR_DOUBT || code == ERR_CANCELLED || code == ERR_UNSAFE;
 }
 
 static bool make_one(struct lease_vm *v, enum name_use use, struct deadline d, struct error *err)
@@ -298,7 +286,8 @@ bool lease_vm_make(struct lease_vm *v, const char *wanted, struct deadline d, st
                 return false;
             continue;
         }
-        if (surely_not_made(err->code)) {
+        /* An earlier attempt of the same run can still come to something. */
+        if (use != NAME_RETRY && !may_exist(err->code)) {
             lease_vm_journal(v, JOURNAL_GONE, NULL);
             lease_move(v->name, LEASE_GONE, NULL);
             return false;

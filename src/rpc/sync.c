@@ -36,6 +36,7 @@ struct sync {
     struct link *link;
     const json_t *metadata;
     struct deadline deadline;
+    struct tree_limits limits; /* of what the VM may send */
 };
 
 static void sync_free(struct sync *s)
@@ -255,6 +256,7 @@ static bool move_files(struct sync *s, const struct operation *op, struct transf
         /* A VM that was used before has most of it: compared by content, because equal times and
          * sizes prove nothing about archives unpacked with fixed times. */
         .checksum = s->in && folders && json_bool(s->metadata, "resumedLease"),
+        .limits = s->limits,
     };
     return s->in ? transfer_push_items(s->link, items, op->n_files, &opts, stats, err)
                  : transfer_pull_items(s->link, items, op->n_files, &opts, stats, err);
@@ -343,8 +345,11 @@ static bool run_sync(struct call *c, bool in, struct buf *result, struct error *
     cleanup_config struct config *cfg = rpc_config(c, err);
     if (!cfg)
         return false;
-    if (!in)
+    if (!in) {
         confine(&s);
+        s.limits = (struct tree_limits){.entries = (uint64_t)cfg->sync_max_entries,
+                                        .bytes = (uint64_t)cfg->sync_max_bytes};
+    }
     /* The host gives up 30 s after this. */
     s.deadline = deadline_in(cfg->timeout_ms);
     s.link = lease_link(cfg, id, s.metadata, c->cancel, err);

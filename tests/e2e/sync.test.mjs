@@ -111,6 +111,19 @@ test('out: confined, without special bits, over links that the sandbox planted',
   assert.deepEqual(await readdir(victim), []);
 });
 
+test('out: more than the settings allow is refused, and the folder here stays', async () => {
+  const out = await fresh();
+  await execute('mkdir -p ~/many && cd ~/many && touch 1 2 3 && truncate -s 2G hole');
+  await writeFile(join(out, 'old'), 'old');
+  const take = (more) => worker.call('environmentSyncOut', { ...params({ operations: [{ operationId: 'o', files: [
+    { sourcePath: `${home}/many`, targetPath: out, kind: 'directory' }] }] }), config: lobby.config(more) });
+  await assert.rejects(take({ syncMaxEntries: 3 }), /more than 3 entries, the limit/);
+  await assert.rejects(take({ syncMaxBytes: 1000000 }), /more than 1000000 bytes altogether, the limit/);
+  assert.deepEqual(await readdir(out), ['old']);
+  await take({ syncMaxEntries: 5, syncMaxBytes: 2 ** 31 });
+  assert.deepEqual((await readdir(out)).sort(), ['1', '2', '3', 'hole']);
+});
+
 test('followSymlinks takes what links lead to', async () => {
   const src = await fresh(), out = await fresh();
   await writeFile(join(out, 'real'), 'followed');
