@@ -67,10 +67,22 @@ static bool far_next(struct far *f, struct deadline d, struct cancel *cancel, st
     return true;
 }
 
+/* Looked at before anything is read or written: what never has to wait would never notice. */
+static bool far_may_go_on(struct far *f, struct error *err)
+{
+    if (!cancel_fired(f->cancel) && !deadline_passed(f->deadline))
+        return true;
+    f->failed = true;
+    return cancel_fired(f->cancel) ? error_set(err, ERR_CANCELLED, "the transfer was cancelled")
+                                   : error_set(err, ERR_TIMEOUT, "the transfer timed out");
+}
+
 static ssize_t far_read(void *arg, void *p, size_t n, struct error *err)
 {
     struct far *f = arg;
 
+    if (!far_may_go_on(f, err))
+        return -1;
     while (!f->left && !f->eof) {
         if (!far_next(f, f->deadline, f->cancel, err))
             return f->failed ? -1 : 0;
@@ -88,7 +100,7 @@ static bool far_write(void *arg, const void *p, size_t n, struct error *err)
 {
     struct far *f = arg;
 
-    return stream_write(f->stream, p, n, f->deadline, f->cancel, err);
+    return far_may_go_on(f, err) && stream_write(f->stream, p, n, f->deadline, f->cancel, err);
 }
 
 /* Ends the far end's part. After a failed push it gets the time to remove what it had begun, also
