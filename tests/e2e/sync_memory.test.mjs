@@ -27,11 +27,13 @@ const sh = async (script) => (await worker.call('environmentExecute', { ...base(
 const peak = async () => +/VmHWM:\s+(\d+)/.exec(await readFile(`/proc/${worker.child.pid}/status`, 'utf8'))[1];
 
 // The helper's processes, looked at from beside them; each one's highest.
-const WATCH = `rm -f ~/stop; while [ ! -e ~/stop ]; do
+const WATCH = `until [ -n "$over" ]; do
+  [ ! -e ~/stop ] || over=1
   for p in /proc/[0-9]*; do case $(readlink $p/exe) in */exedev-vm-*) echo "\${p#/proc/} $(grep VmHWM $p/status)";; esac; done; sleep 0.1
 done 2>/dev/null`;
 
 async function watched(what) {
+  await sh('rm -f ~/stop'); // not by the watch: it may begin after the end
   const watch = sh(WATCH);
   await what();
   await sh('touch ~/stop');
