@@ -275,7 +275,8 @@ void stream_grant(struct session *s, struct stream *st)
 {
     struct in *in = &st->in;
 
-    if (in->eof || in->owed < in->window / 2 || !s->live)
+    /* dead: an event of the turn in which EXIT went out can still name the stream's stdin. */
+    if (st->dead || in->eof || in->owed < in->window / 2 || !s->live)
         return;
     /* Not where a durable client counts on a grant meaning that so much was received. */
     if (!st->out[0].spool && in->q.len == in->off && in->got >= in->window &&
